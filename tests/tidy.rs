@@ -1,7 +1,7 @@
 //! Rules of the repository that Cargo, rustfmt and clippy do not check. Each rule is a test that
 //! applies a function to the files of the repository, and to a few invented files that break it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -434,25 +434,60 @@ fn page_has_one_title_and_wrapped_lines() {
     );
 }
 
-/// Returns the files of the repository that a page links to, with the lines of the links.
-fn linked_files(page: &File) -> Vec<(usize, String)> {
-    let mut links = Vec::new();
+/// A link of a page to a file of the repository.
+struct Link {
+    /// Line of the link in the page.
+    line: usize,
+    /// Path of the linked file, from the root of the repository.
+    path: String,
+    /// Anchor of the heading in the linked page; empty without one.
+    anchor: String,
+}
+
+/// Returns the lines of a page outside of code, with their numbers.
+fn prose(page: &File) -> impl Iterator<Item = (usize, &str)> {
     let mut is_code = false;
-    for (index, line) in page.text.lines().enumerate() {
+    page.text.lines().enumerate().filter_map(move |(index, line)| {
         is_code ^= line.trim_start().starts_with("```");
-        if is_code || line.starts_with("    ") {
-            continue;
-        }
+        (!is_code && !line.starts_with("    ")).then_some((index + 1, line))
+    })
+}
+
+/// Returns the links and images of a page that lead to files of the repository.
+fn links(page: &File) -> Vec<Link> {
+    let mut links = Vec::new();
+    for (line, text) in prose(page) {
         // Every second piece is between back quotes.
-        let prose: String = line.split('`').step_by(2).collect::<Vec<_>>().join("`");
-        for rest in prose.split("](").skip(1) {
-            let target = rest.split([')', ' ', '#']).next().unwrap_or(rest);
-            if !target.is_empty() && !target.contains(':') {
-                links.push((index + 1, resolve(&page.path, target)));
+        let text: String = text.split('`').step_by(2).collect::<Vec<_>>().join("`");
+        for rest in text.split("](").skip(1) {
+            let target = rest.split([')', ' ']).next().unwrap_or(rest);
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            if !target.contains(':') {
+                let path =
+                    if file.is_empty() { page.path.clone() } else { resolve(&page.path, file) };
+                links.push(Link { line, path, anchor: anchor.to_owned() });
             }
         }
     }
     links
+}
+
+/// Returns the anchors that GitHub gives to the headings of a page.
+fn anchors(page: &File) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for (_, line) in prose(page) {
+        let heading = line.trim_start_matches('#');
+        let Some(title) = heading.strip_prefix(' ').filter(|_| heading.len() < line.len()) else {
+            continue;
+        };
+        let letters = title.to_lowercase().replace(' ', "-");
+        let anchor: String =
+            letters.chars().filter(|c| c.is_alphanumeric() || ['-', '_'].contains(c)).collect();
+        let repeated = (1..).map(|count| format!("{anchor}-{count}"));
+        let mut names = std::iter::once(anchor.clone()).chain(repeated);
+        anchors.extend(names.find(|name| !anchors.contains(name)));
+    }
+    anchors
 }
 
 /// Resolves a relative path in the page at `page`.
@@ -473,31 +508,70 @@ fn broken_links(files: &[File]) -> Vec<String> {
     let exists = |path: &str| {
         files.iter().any(|file| file.path == path || file.path.starts_with(&format!("{path}/")))
     };
+    let pages = || files.iter().filter(|file| file.is_page());
+    let anchors: BTreeMap<&str, BTreeSet<String>> =
+        pages().map(|page| (page.path.as_str(), anchors(page))).collect();
     let mut findings = Vec::new();
     let mut linked = BTreeSet::new();
-    for page in files.iter().filter(|file| file.is_page()) {
-        for (line, path) in linked_files(page) {
+    for page in pages() {
+        for Link { line, path, anchor } in links(page) {
+            let place = format!("{}:{line}", page.path);
             if !exists(&path) {
-                findings.push(format!("{}:{line}: {path} does not exist", page.path));
+                findings.push(format!("{place}: {path} does not exist"));
+            } else if !anchor.is_empty() && !anchors[path.as_str()].contains(&anchor) {
+                findings.push(format!("{place}: {path} has no heading #{anchor}"));
             }
             if path != page.path {
                 linked.insert(path);
             }
         }
     }
-    let docs = files.iter().filter(|file| file.is_page() && file.path.starts_with("docs/"));
-    let orphans = docs.filter(|page| !linked.contains(&page.path));
-    findings.extend(orphans.map(|page| format!("{}:1: no page links to it", page.path)));
+    let is_doc = |file: &&File| {
+        let is_image = file.path.ends_with(".svg") || file.path.ends_with(".png");
+        (file.is_page() || is_image) && file.path.starts_with("docs/")
+    };
+    let orphans = files.iter().filter(is_doc).filter(|file| !linked.contains(&file.path));
+    findings.extend(orphans.map(|file| format!("{}:1: no page links to it", file.path)));
     findings
 }
 
 #[test]
 fn page_links_resolve_and_every_page_is_linked() {
     assert_none(&broken_links(&FILES));
-    let text = "# A\n[b](b.md#x) [c](../c.md) `[d](d.md)` [e](https://e)\n";
-    let files = [File::new("docs/a.md", text), File::new("docs/b.md", "# B\n")];
+    let text =
+        "# A\n[b](b.md#x-1) [c](../c.md) `[d](d.md)` [e](https://e)\n[f](#g) [h](b.md#the-x)\n";
+    let files = [
+        File::new("docs/a.md", text),
+        File::new("docs/b.md", "# B\n## X\n## X\n## The `x`\n![f](f.svg)\n"),
+        File::new("docs/f.svg", ""),
+        File::new("docs/g.svg", ""),
+    ];
     assert_eq!(
         broken_links(&files),
-        ["docs/a.md:2: c.md does not exist", "docs/a.md:1: no page links to it"]
+        [
+            "docs/a.md:2: c.md does not exist",
+            "docs/a.md:3: docs/a.md has no heading #g",
+            "docs/a.md:1: no page links to it",
+            "docs/g.svg:1: no page links to it",
+        ]
     );
+}
+
+/// Finds images without a title and a description for screen readers, or without colors for a dark
+/// page.
+fn unreadable_images(files: &[File]) -> Vec<String> {
+    let images = files.iter().filter(|file| file.path.ends_with(".svg"));
+    let parts = ["<title", "<desc", "@media (prefers-color-scheme: dark)"];
+    let missing = |image: &File| {
+        let missing = parts.into_iter().find(|part| !image.text.contains(part))?;
+        Some(format!("{}:1: write {missing}", image.path))
+    };
+    images.filter_map(missing).collect()
+}
+
+#[test]
+fn image_has_title_description_and_dark_colors() {
+    assert_none(&unreadable_images(&FILES));
+    let files = [File::new("docs/a.svg", "<svg><title>A</title></svg>")];
+    assert_eq!(unreadable_images(&files), ["docs/a.svg:1: write <desc"]);
 }
