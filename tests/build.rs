@@ -30,7 +30,7 @@ const SOURCES: [&str; 15] = [
     "docs/configuration.md",
     "docs/images/crates.svg",
     "docs/network.json",
-    "docs/program.md",
+    "docs/command-line.md",
     "modules.json.example",
 ];
 /// Environment variables that the caller of the tests, such as cargo, may have set.
@@ -602,7 +602,7 @@ fn make_install_keeps_changed_config_files() {
         "usr/share/doc/mesos-overlay/docs/architecture.md",
         "usr/share/doc/mesos-overlay/docs/configuration.md",
         "usr/share/doc/mesos-overlay/docs/images/crates.svg",
-        "usr/share/doc/mesos-overlay/docs/program.md",
+        "usr/share/doc/mesos-overlay/docs/command-line.md",
         "usr/share/doc/mesos-overlay/modules.json.example",
     ];
     assert_eq!(fixture.files("the root"), installed.map(str::to_owned).into());

@@ -1,5 +1,5 @@
 //! The shipped module files: Mesos and the modules accept them unchanged. `docs/mesos.md` shows the
-//! same files, and quotes error messages of `configure` exactly.
+//! same files, and `docs/troubleshooting.md` quotes error messages of `configure` exactly.
 
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -12,6 +12,7 @@ const EXAMPLE: &str = include_str!("../modules.json.example");
 const NETWORK: &str = include_str!("../docs/network.json");
 const CONFIGURE: &str = include_str!("../configure.ac");
 const PAGE: &str = include_str!("../docs/mesos.md");
+const TROUBLESHOOTING_PAGE: &str = include_str!("../docs/troubleshooting.md");
 /// Default paths of `make install`.
 const LIBRARY: &str = "/usr/local/lib/libmesos_network_overlay.so";
 const NETWORK_FILE: &str = "/usr/local/etc/mesos-overlay/network.json";
@@ -93,7 +94,7 @@ fn docs_page_shows_installed_module_files() {
 fn docs_page_quotes_existing_configure_errors() {
     let texts = CONFIGURE.replace("$rust_wanted", env!("CARGO_PKG_RUST_VERSION"));
     let texts = texts.replace("$1", "mesos");
-    let (_, table) = PAGE.split_once("\n| `configure: error: …` |").unwrap();
+    let (_, table) = TROUBLESHOOTING_PAGE.split_once("\n| `configure: error: …` |").unwrap();
     let rows = table.lines().skip(2).take_while(|line| line.starts_with("| `"));
     let errors: Vec<&str> = rows.map(|row| row.split('`').nth(1).unwrap()).collect();
     assert!(errors.len() > 1, "{table}");

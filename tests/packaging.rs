@@ -95,7 +95,7 @@ fn example_configurations_are_accepted() {
 /// Each flag has a variable, which the pages list.
 #[test]
 fn variables_of_units_and_examples_are_flags() {
-    let page = include_str!("../docs/program.md");
+    let page = include_str!("../docs/command-line.md");
     let files = [
         MASTER_UNIT,
         AGENT_UNIT,

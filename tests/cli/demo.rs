@@ -143,11 +143,11 @@ fn demo_with_more_agents_than_network_is_refused() {
 }
 
 #[test]
-fn readme_and_docs_show_network_of_demo() {
-    let readme = include_str!("../../README.md");
+fn docs_show_network_of_demo() {
+    let quickstart = include_str!("../../docs/quickstart.md");
     let network = include_str!("../../docs/network.json");
     let indented: String = network.lines().map(|line| format!("    {line}\n")).collect();
-    assert!(readme.contains(&indented), "the README shows another network file");
+    assert!(quickstart.contains(&indented), "docs/quickstart.md shows another network file");
     let configuration = include_str!("../../docs/configuration.md");
     assert!(configuration.contains(&indented), "docs/configuration.md shows another network file");
     let cpp_example: String = NETWORK.lines().map(|line| format!("    {line}\n")).collect();

@@ -8,10 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::help::SUBCOMMANDS;
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
-const PAGE: &str = include_str!("../../docs/program.md");
+const PAGE: &str = include_str!("../../docs/command-line.md");
 /// The network of the examples.
 const NETWORK: &str = include_str!("../../docs/network.json");
 const MONITORING_PAGE: &str = include_str!("../../docs/monitoring.md");
+const TROUBLESHOOTING_PAGE: &str = include_str!("../../docs/troubleshooting.md");
 const ALERTS: &str = include_str!("../../monitoring/alerts.yml");
 const ALERT_CASES: &str = include_str!("../../monitoring/alerts_test.yml");
 /// The address of the master in the examples of the page.
@@ -45,6 +46,44 @@ fn page_lists_every_flag_with_variable_and_default() {
             }
         }
     }
+}
+
+/// Returns the text of README.md and of all pages in docs.
+fn pages() -> String {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let docs = std::fs::read_dir(root.join("docs")).unwrap();
+    let docs = docs.map(|entry| entry.unwrap().path());
+    let docs = docs.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let pages = docs.chain([root.join("README.md")]);
+    pages.map(|path| std::fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn page_commands_have_existing_flags() {
+    let dir = TestDir::new();
+    let subcommands = SUBCOMMANDS.into_iter().chain(["demo"]);
+    let known: BTreeMap<&str, BTreeSet<String>> = subcommands
+        .map(|subcommand| {
+            let help = dir.run(&format!("{subcommand} --help")).success();
+            (subcommand, flags(&help).into_iter().map(|(flag, _)| flag).collect())
+        })
+        .collect();
+    let mut count = 0;
+    let pages = pages().replace("\\\n", " ");
+    for command in pages.lines().flat_map(|line| line.split("mesos-overlay ").skip(1)) {
+        // The end of the command in a shell, or of the code in a sentence.
+        let command = command.split(['`', '|', '>', '&', ';', '#']).next().unwrap();
+        let mut words = command.split_whitespace();
+        let Some(known) = words.next().and_then(|subcommand| known.get(subcommand)) else {
+            continue;
+        };
+        for word in words.filter(|word| word.starts_with("--") && *word != "--help") {
+            let flag = word.split('=').next().unwrap();
+            assert!(known.contains(flag), "no flag {flag}: mesos-overlay {command}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "{count}");
 }
 
 /// Returns the flags in the output of `--help`, each with its description.
@@ -313,8 +352,8 @@ fn page_metrics_exist_in_binary() {
         words.filter(is_metric).collect()
     };
     let exported = names(&metrics);
-    for (page, at_least) in [(PAGE, 3), (MONITORING_PAGE, 100), (ALERTS, 15)] {
-        let documented = names(page);
+    for (text, at_least) in [(&*pages(), 100), (ALERTS, 15)] {
+        let documented = names(text);
         assert!(documented.len() >= at_least, "{documented:?}");
         // Only an agent that programs the dataplane counts the addresses of containers.
         let unknown: Vec<_> = documented
@@ -375,13 +414,15 @@ fn page_log_messages_exist_in_binary() {
     let binary = std::fs::read(program()).unwrap();
     let is_in_binary =
         |text: &str| binary.windows(text.len()).any(|window| window == text.as_bytes());
-    let (_, tables) = PAGE.split_once("\n### When something is wrong\n").unwrap();
-    let rows = tables.lines().filter_map(|line| line.strip_prefix("| `"));
-    let texts: Vec<&str> = rows
-        .filter_map(|row| row.split_once("` | ").map(|(text, _)| text))
-        .filter(|text| text.contains(' ') && !text.contains('`'))
+    let (_, tables) = TROUBLESHOOTING_PAGE.split_once("\n## By log text\n").unwrap();
+    let (tables, _) = tables.split_once("\n## ").unwrap();
+    // The first cell of a row has one or more texts in back quotes.
+    let cells = tables.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let texts: Vec<&str> = cells
+        .flat_map(|cell| cell.split('`').step_by(2))
+        .filter(|text| text.contains(' '))
         .collect();
-    assert!(texts.len() > 20, "{texts:?}");
+    assert!(texts.len() > 90, "{} texts: {texts:?}", texts.len());
     for text in texts {
         for part in text.split('…').filter(|part| part.len() > 4) {
             assert!(is_in_binary(part), "the binary does not contain {part:?}");

@@ -13,7 +13,7 @@ use super::mesos::{
 use crate::library::release_library;
 
 /// The page with a table of error messages of Mesos.
-const DOCUMENTATION: &str = include_str!("../../../docs/mesos.md");
+const DOCUMENTATION: &str = include_str!("../../../docs/troubleshooting.md");
 
 /// Checks that the process ends with exit code 1, and that its log contains all of `texts`.
 fn assert_startup_fails(mut daemon: Daemon, texts: &[&str]) {
@@ -115,7 +115,7 @@ fn documentation_lists_startup_errors_of_mesos() {
     let master = |modules: &str, flags: &[&str], documented: &str, texts: &[&str]| {
         assert!(
             DOCUMENTATION.contains(&format!("\n| `{documented}")),
-            "docs/mesos.md has no row for '{documented}'"
+            "docs/troubleshooting.md has no row for '{documented}'"
         );
         let documented: Vec<&str> = documented.split('…').collect();
         assert_startup_fails(
