@@ -36,6 +36,7 @@ mod metrics;
 mod namespace;
 mod offloads;
 mod process;
+mod quickstart;
 mod state_file;
 mod traffic;
 mod zookeeper;
