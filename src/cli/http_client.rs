@@ -217,6 +217,12 @@ impl MasterClient {
         health.map(Some).map_err(|error| self.unexpected(HEALTH, &error))
     }
 
+    /// Returns the response of the master to a GET request of `path`, at most `max` bytes.
+    pub(super) async fn get(&self, path: &str, max: usize) -> Result<Bytes, Failure> {
+        let response = self.request(Method::GET, path, Bytes::new(), max).await?;
+        self.success_body(path, response, &[])
+    }
+
     /// Deletes agents of a C++ master. Returns the JSON of its state afterwards.
     pub(super) async fn delete(&self, agents: &[Ipv4Addr]) -> Result<Bytes, Failure> {
         let body = serde_json::json!({ "agents": agents }).to_string().into();

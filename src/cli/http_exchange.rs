@@ -190,10 +190,20 @@ pub(super) async fn get_from_agent(
     path: &str,
     authorization: Option<&Authorization>,
 ) -> Result<(StatusCode, Bytes), String> {
+    get_up_to(endpoint, path, authorization, AGENT_MAX).await
+}
+
+/// Sends a GET request like [`get_from_agent`]. The response has at most `max` bytes.
+pub(super) async fn get_up_to(
+    endpoint: &Endpoint,
+    path: &str,
+    authorization: Option<&Authorization>,
+    max: usize,
+) -> Result<(StatusCode, Bytes), String> {
     let get = async |authorization| {
         let stream = connect(endpoint).await.map_err(|error| error.to_string())?;
         let body = Bytes::new();
-        let request = Exchange { method: Method::GET, path, body, authorization, max: AGENT_MAX };
+        let request = Exchange { method: Method::GET, path, body, authorization, max };
         match timeout(AGENT_TIMEOUT, exchange(stream, request)).await {
             Ok(response) => response.map_err(|error| sanitize(&error.to_string())),
             Err(_) => Err(format!("{path}: no complete response in {} s", AGENT_TIMEOUT.as_secs())),

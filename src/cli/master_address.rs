@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -28,7 +28,7 @@ const ZOOKEEPER: &str = "zk://";
 const NO_MASTER: &str = "it is no address of a master: write IP:PORT, NAME:PORT, or \
                          zk://USER:PASSWORD@HOST:PORT,…/PATH in lower case and without quotes";
 /// The default port of an agent.
-pub(super) const AGENT_PORT_DEFAULT: u16 = 5051;
+const AGENT_PORT_DEFAULT: u16 = 5051;
 
 /// The flags that name a running master and log in to it.
 #[derive(Debug, Args)]
@@ -72,6 +72,11 @@ pub(super) struct Authorization {
 }
 
 impl CredentialFile {
+    /// Returns the path of the file, if one was given.
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.credential.as_deref().map(credential_path)
+    }
+
     /// Reads the file, if one was given. Warns on stderr if other users can read it.
     pub(super) fn read(&self) -> Result<Option<Authorization>, Failure> {
         let Some(path) = self.credential.as_deref() else { return Ok(None) };
@@ -200,6 +205,11 @@ impl FromStr for AgentAddress {
 }
 
 impl AgentAddress {
+    /// Returns the address of the agent of this host, which may have been `found`.
+    pub(super) fn local(found: Option<SocketAddrV4>) -> Self {
+        Self::Tcp(found.unwrap_or(SocketAddrV4::new(Ipv4Addr::LOCALHOST, AGENT_PORT_DEFAULT)))
+    }
+
     /// Returns the port on which the agents of peers are asked, if they use the same port.
     pub(super) const fn port_of_peers(&self) -> u16 {
         match self {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod agent_status;
+mod bundle;
 mod capacity;
 mod check;
 mod clean;
@@ -84,6 +85,8 @@ enum Command {
     Demo(demo::DemoCommand),
     /// Find problems of this host, and show their remedies
     Doctor(doctor::DoctorCommand),
+    /// Collect what a maintainer needs to find a fault into one archive, without secrets
+    Bundle(bundle::BundleCommand),
     /// Show every problem of a configuration file
     Check(check::CheckCommand),
     /// Preview the allocations of agents, and the pool that is exhausted first
@@ -134,6 +137,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Clean(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Doctor(command) => command.run(),
+        Command::Bundle(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),

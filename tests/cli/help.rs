@@ -2,11 +2,12 @@
 
 use crate::support::{TestDir, program};
 
-pub(crate) const SUBCOMMANDS: [&str; 15] = [
+pub(crate) const SUBCOMMANDS: [&str; 16] = [
     "master",
     "agent",
     "clean",
     "doctor",
+    "bundle",
     "check",
     "plan",
     "status",

@@ -7,6 +7,7 @@
 
 mod access;
 mod authentication;
+mod bundle;
 mod check;
 mod cluster;
 mod completions;

@@ -217,6 +217,18 @@ impl Credentials {
     }
 }
 
+/// Returns the secrets of a file with one or several credentials, so that other texts can be shown
+/// without them. An invalid file has none.
+#[must_use]
+pub fn secrets_of_credentials(text: &str) -> Vec<String> {
+    let one = Credential::parse(text).ok().map(|credential| vec![credential.secret]);
+    let several = || {
+        let list = parse_list(text).ok()?;
+        Some(list.into_iter().map(|(credential, _)| credential.secret).collect())
+    };
+    one.or_else(several).unwrap_or_default()
+}
+
 /// Parses the content of the file with the credential of an agent.
 ///
 /// # Errors

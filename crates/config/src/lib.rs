@@ -41,7 +41,7 @@ pub use agent::{AgentConfig, parse_agent};
 pub use authentication::AuthenticationConfig;
 pub use credential::{
     CREDENTIALS_FILE_MAX, Credential, CredentialError, Credentials, credential_mode_warning,
-    credential_path, parse_agent_credential, parse_shared_secrets,
+    credential_path, parse_agent_credential, parse_shared_secrets, secrets_of_credentials,
 };
 pub use dataplane::{DataplaneConfig, DataplaneKind, FirewallKind, ForwardingKind, OverlayIngress};
 use document::{Document, Member};

@@ -5,9 +5,8 @@
 //! `--probe` sends packets, to the peers that the kernel knows.
 
 mod agent_query;
-mod discovery;
+pub(super) mod discovery;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -18,7 +17,7 @@ use serde::Serialize;
 use self::discovery::Discovery;
 use super::Failure;
 use super::http_client::block_on;
-use super::master_address::{AGENT_PORT_DEFAULT, AgentAddress, CredentialFile, MasterSource};
+use super::master_address::{AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
 use super::process::pluralize;
 
@@ -86,9 +85,7 @@ impl DoctorCommand {
     }
 
     fn agent_address(&self, discovery: &Discovery) -> AgentAddress {
-        let default = SocketAddrV4::new(Ipv4Addr::LOCALHOST, AGENT_PORT_DEFAULT);
-        let found = AgentAddress::Tcp(discovery.address.unwrap_or(default));
-        self.agent.clone().unwrap_or(found)
+        self.agent.clone().unwrap_or_else(|| AgentAddress::local(discovery.address))
     }
 
     fn observe(&self, discovery: Discovery, agent: &AgentAddress) -> Result<Observation, Failure> {

@@ -36,11 +36,11 @@ const CLOCK_TOLERANCE: Duration = Duration::from_secs(2);
 
 /// The configuration of the agent, and where the agent answers.
 #[derive(Debug)]
-pub(super) struct Discovery {
-    pub(super) config: AgentConfig,
-    pub(super) configuration: Configuration,
+pub(in crate::cli) struct Discovery {
+    pub(in crate::cli) config: AgentConfig,
+    pub(in crate::cli) configuration: Configuration,
     /// The address of the running agent; `None` without a trusted one.
-    pub(super) address: Option<SocketAddrV4>,
+    pub(in crate::cli) address: Option<SocketAddrV4>,
 }
 
 /// The places to search, so that tests can use others.
@@ -52,7 +52,7 @@ struct SearchPaths {
 }
 
 /// Finds the configuration. A file that the operator names is always used.
-pub(super) fn discover(flag: Option<&Path>) -> Result<Discovery, Failure> {
+pub(in crate::cli) fn discover(flag: Option<&Path>) -> Result<Discovery, Failure> {
     let named = flag.map(|path| read_agent_config(Some(path)).map(|config| (path, config)));
     let directories = DIRECTORIES.iter().map(PathBuf::from).collect();
     let files = TrustedFiles::of_this_process();
