@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -22,11 +21,12 @@ use overlay_zookeeper::session::SESSION_TIMEOUT_DEFAULT;
 use tokio::task::JoinHandle;
 
 use super::Failure;
+use super::agent_options::{AgentConfigFile, AgentHostOptions};
 use super::http_options::HttpOptions;
 use super::master_address::MasterSource;
 use super::process::{
     ReloadSignal, ShutdownSignals, TransportOptions, fit_limits, raise_descriptor_limit,
-    read_agent_config, reread_config, run_to_end,
+    reread_config, run_to_end,
 };
 use super::service_notifier::{Reported, ServiceNotifier};
 use crate::http::Realms;
@@ -51,33 +51,26 @@ const ADDRESS_CHECKS: u32 = 3;
 Examples:
   mesos-overlay agent --master 10.0.0.1:5050 --cni-dir /var/lib/mesos/cni
   mesos-overlay agent --master zk://10.0.0.1:2181,10.0.0.2:2181/mesos-overlay --cni-dir /var/lib/mesos/cni
-  mesos-overlay agent --config agent.json
+  mesos-overlay agent --config agent.json --no-docker
 
 Flags have precedence over the configuration file. The agent stops cleanly at SIGTERM, and keeps the
 container networks.")]
 pub(super) struct AgentCommand {
-    /// The agent_config
-    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    file: AgentConfigFile,
     /// The master to register with; or zk://[USER:PASSWORD@]HOST:PORT,…/PATH of an election of
     /// several masters, overlay masters or Mesos masters; or file:///PATH of a file with one of
     /// these addresses
     // The value may contain a password, which the help must not show.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]
     master: Option<String>,
-    /// The directory for CNI configurations: the Mesos agent's --network_cni_config_dir
-    #[arg(
-        long,
-        env = "MESOS_OVERLAY_CNI_DIR",
-        value_name = "DIR",
-        required_unless_present = "config"
-    )]
-    cni_dir: Option<PathBuf>,
+    #[command(flatten)]
+    host: AgentHostOptions,
     /// What creates the tunnels to other agents: vxlan, this agent; or external, another program
     /// such as dcos-net [default: vxlan]
     #[arg(long, env = "MESOS_OVERLAY_DATAPLANE", value_name = "KIND", value_enum)]
     dataplane: Option<Dataplane>,
-    /// The address on which to accept the master and HTTP requests
+    /// The address on which to accept messages and HTTP requests
     #[arg(
         long,
         env = "MESOS_OVERLAY_LISTEN",
@@ -149,7 +142,7 @@ impl AgentCommand {
     /// Reads the access lists and the credentials again, on a thread of the blocking pool: the
     /// files may be on a disk that hangs.
     fn reload_access(&self, control: &AccessControl, warnings: &Warnings) -> JoinHandle<()> {
-        let (path, http) = (self.config.clone(), self.http.clone());
+        let (path, http) = (self.file.config.clone(), self.http.clone());
         let (control, warnings) = (control.clone(), warnings.clone());
         tokio::task::spawn_blocking(move || {
             let config = match &path {
@@ -169,7 +162,7 @@ impl AgentCommand {
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
-        let mut config = read_agent_config(self.config.as_deref())?;
+        let mut config = self.file.read()?;
         if let Some(master) = &self.master {
             config.master = Some(master.clone());
         }
@@ -179,11 +172,12 @@ impl AgentCommand {
                 Dataplane::External => DataplaneKind::External,
             };
         }
-        if let Some(cni_dir) = &self.cni_dir {
+        if let Some(cni_dir) = &self.file.cni_dir {
             config
                 .set_cni_dir(cni_dir)
                 .map_err(|reason| Failure::usage(format!("--cni-dir: {reason}")))?;
         }
+        self.host.apply(&mut config)?;
         Ok(config)
     }
 }

@@ -11,7 +11,7 @@
 //! earlier run that could not remove the bridge.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::{fs, io};
 
 use clap::Args;
@@ -27,8 +27,9 @@ use overlay_types::tunnel::Desired;
 use serde::Serialize;
 
 use super::Failure;
+use super::agent_options::{AgentConfigFile, AgentHostOptions, absolute};
 use super::output::{DryRun, Output, OutputFormat, Table, sanitize};
-use super::process::{FILE_MAX, pluralize, read_agent_config, runtime};
+use super::process::{FILE_MAX, pluralize, runtime};
 use crate::runtime::AuthenticationMark;
 
 /// Most ports of a bridge that a message names.
@@ -46,24 +47,10 @@ the command as root, in the network namespace of the agent. Objects that contain
 exit code 1: stop the containers, and repeat the command. The directory of CNI configurations
 stays, since a Mesos agent does not start without it.")]
 pub(super) struct CleanCommand {
-    /// The agent_config of the agent that ran here
-    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The directory of the agent's CNI configurations
-    #[arg(
-        long,
-        env = "MESOS_OVERLAY_CNI_DIR",
-        value_name = "DIR",
-        required_unless_present = "config"
-    )]
-    cni_dir: Option<PathBuf>,
-    /// The directory of the agent's lock, firewall rules and former host settings; otherwise the
-    /// key state_dir, or /var/lib/mesos-overlay
-    #[arg(long, env = "MESOS_OVERLAY_STATE_DIR", value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-    /// The docker program of the agent; otherwise the key docker, or the program in PATH
-    #[arg(long, env = "MESOS_OVERLAY_DOCKER", value_name = "PROGRAM")]
-    docker: Option<PathBuf>,
+    #[command(flatten)]
+    file: AgentConfigFile,
+    #[command(flatten)]
+    host: AgentHostOptions,
     /// Keep the Docker networks
     #[arg(
         long,
@@ -137,19 +124,11 @@ impl CleanCommand {
     }
 
     fn configuration(&self) -> Result<AgentConfig, Failure> {
-        let mut config = read_agent_config(self.config.as_deref())?;
-        let absolute = |flag: &str, path: &Path| {
-            std::path::absolute(path).map_err(|error| Failure::new(format!("{flag}: {error}")))
-        };
-        if let Some(cni_dir) = &self.cni_dir {
+        let mut config = self.file.read()?;
+        if let Some(cni_dir) = &self.file.cni_dir {
             config.cni_dir = absolute("--cni-dir", cni_dir)?;
         }
-        if let Some(state_dir) = &self.state_dir {
-            config.dataplane.state_dir = absolute("--state-dir", state_dir)?;
-        }
-        if let Some(docker) = &self.docker {
-            config.docker.clone_from(docker);
-        }
+        self.host.apply(&mut config)?;
         Ok(config)
     }
 }

@@ -26,7 +26,7 @@ The master keeps about the last 30,000 changes. Times are in UTC.")]
 pub(super) struct HistoryCommand {
     #[command(flatten)]
     master: MasterAddress,
-    /// Show the changes of this agent only
+    /// Show this agent only
     #[arg(long, env = "MESOS_OVERLAY_AGENT", value_name = "IP")]
     agent: Option<Ipv4Addr>,
     /// Show the changes of this address only: of a VTEP, or of a subnet that contains the address

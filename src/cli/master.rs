@@ -47,7 +47,7 @@ pub(super) struct MasterCommand {
     /// The network file or master_config
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: PathBuf,
-    /// The address on which to accept agents and HTTP requests
+    /// The address on which to accept messages and HTTP requests
     #[arg(
         long,
         env = "MESOS_OVERLAY_LISTEN",
@@ -55,8 +55,8 @@ pub(super) struct MasterCommand {
         default_value = "0.0.0.0:5050"
     )]
     listen: SocketAddrV4,
-    /// The directory of the state, with --store file. Without this flag: the key 'work_dir', else
-    /// /var/lib/mesos-overlay
+    /// The directory of the state, with the store 'file'. Without this flag: the key 'work_dir',
+    /// else /var/lib/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_WORK_DIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
     /// Where the state is stored: 'file', in one file of the work directory; 'memory', which loses
@@ -66,7 +66,7 @@ pub(super) struct MasterCommand {
     // The value may contain a password, which neither the help nor the errors of clap may show.
     #[arg(long, env = "MESOS_OVERLAY_STORE", hide_env_values = true)]
     store: Option<String>,
-    /// With ZooKeeper: time without contact to this master after which another master leads
+    /// The timeout of the session with ZooKeeper. After it, another master leads
     #[arg(
         long,
         env = "MESOS_OVERLAY_ZK_SESSION_TIMEOUT",

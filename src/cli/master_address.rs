@@ -33,7 +33,7 @@ const AGENT_PORT_DEFAULT: u16 = 5051;
 /// The flags that name a running master and log in to it.
 #[derive(Debug, Args)]
 pub(super) struct MasterAddress {
-    /// The running master, as IP:PORT; or zk://[USER:PASSWORD@]HOST:PORT,…/PATH of the masters'
+    /// The running master: IP:PORT; or zk://[USER:PASSWORD@]HOST:PORT,…/PATH of the masters'
     /// election; or unix:PATH of the master's --http-socket; or file:///PATH of a file with one of
     /// these addresses
     // Agents read the same variable, whose value may contain a password. So no message shows the

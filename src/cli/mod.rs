@@ -4,6 +4,7 @@
 //! environment variable. Results go to stdout; the log and errors go to stderr.
 
 mod agent;
+mod agent_options;
 mod agent_status;
 mod bundle;
 mod capacity;

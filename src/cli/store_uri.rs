@@ -25,7 +25,7 @@ const LOG_PREFIX: &str = "log:";
 /// Flags for opening a store.
 #[derive(Debug, Args)]
 pub(super) struct StoreOptions {
-    /// With the store 'file': the work directory of its master
+    /// The directory of the state, with the store 'file'. It is that of the master
     #[arg(
         long,
         env = "MESOS_OVERLAY_WORK_DIR",
@@ -33,7 +33,7 @@ pub(super) struct StoreOptions {
         default_value = MasterConfig::WORK_DIR_DEFAULT
     )]
     work_dir: PathBuf,
-    /// With ZooKeeper: time without contact after which the command fails
+    /// The timeout of the session with ZooKeeper. After it, the command fails
     #[arg(
         long,
         env = "MESOS_OVERLAY_ZK_SESSION_TIMEOUT",
@@ -42,7 +42,7 @@ pub(super) struct StoreOptions {
         value_parser = parse_session_timeout
     )]
     zk_session_timeout: Duration,
-    /// The network file or master_config of the cluster. The state of the C++ modules contains the
+    /// The network file or master_config. The state of the C++ modules contains the
     /// network, so the file is required to write one
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,

@@ -62,14 +62,18 @@ fn demo_on_loopback_prints_assignments() {
 fn commands_that_demo_suggests_work_as_pasted() {
     let dir = TestDir::new();
     let output = run(&dir, "demo --loopback --agents 1").stdout;
-    let (_, hints) = output.split_once("and to run a master:\n").unwrap();
-    let (commands, stop) = hints.split_once("\nStop it with 'kill %1'.").unwrap();
-    assert!(stop.contains("see 'mesos-overlay agent --help'"), "{stop}");
-    // Another process may use the port.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    assert!(commands.contains("127.0.0.1:15050"), "{commands}");
-    let commands = commands.replace(":15050", &format!(":{port}"));
-    let script = format!("set -ex\n{commands}\nmesos-overlay agent --help\nkill %1\nwait");
+    let (_, hints) = output.split_once("an agent that changes nothing here:\n").unwrap();
+    let (commands, stop) = hints.split_once("\nTo stop them: 'kill %1 %2'.").unwrap();
+    assert!(stop.contains("see\n'mesos-overlay agent --help'"), "{stop}");
+    // Another process may use the ports.
+    let mut commands = commands.to_owned();
+    let ports = [":15050", ":15051"].map(|port| (port, TcpListener::bind("127.0.0.1:0").unwrap()));
+    for (port, listener) in &ports {
+        assert!(commands.contains(port), "{commands}");
+        commands = commands.replace(port, &format!(":{}", listener.local_addr().unwrap().port()));
+    }
+    drop(ports);
+    let script = format!("set -ex\n{commands}\nmesos-overlay agent --help\nkill %1 %2\nwait");
     let mut bash = assert_cmd::Command::new("bash");
     bash.current_dir(dir.path(".")).env("PATH", "/usr/bin:/bin").timeout(TIMEOUT);
     let result = bash.write_stdin(script).output().unwrap();
@@ -77,7 +81,9 @@ fn commands_that_demo_suggests_work_as_pasted() {
     let shown = String::from_utf8_lossy(&shown);
     assert!(result.status.success(), "{shown}{errors}");
     assert!(shown.contains("master 127.0.0.1:") && shown.contains(": ok (epoch 1, "), "{shown}");
+    assert!(shown.contains("\n1 agent: 1 ok, 0 failed, 0 unreported\n"), "{shown}");
     assert!(shown.contains("\nUsage: mesos-overlay agent "), "{shown}");
+    assert!(!dir.path("docker-was-called").exists(), "the agent called Docker");
 }
 
 #[test]

@@ -87,7 +87,7 @@ fn page_commands_have_existing_flags() {
 }
 
 /// Returns the flags in the output of `--help`, each with its description.
-fn flags(help: &str) -> Vec<(String, String)> {
+pub(crate) fn flags(help: &str) -> Vec<(String, String)> {
     let (_, options) = help.split_once("\nOptions:\n").unwrap();
     let mut flags: Vec<(String, String)> = Vec::new();
     for line in options.lines().take_while(|line| !line.starts_with("Examples:")) {

@@ -1,5 +1,8 @@
 //! The output of `--help` and `--version`, and the errors for wrong usage.
 
+use std::collections::BTreeMap;
+
+use crate::documentation::flags;
 use crate::support::{TestDir, program};
 
 pub(crate) const SUBCOMMANDS: [&str; 16] = [
@@ -29,6 +32,77 @@ fn help_of_every_subcommand_matches_snapshot() {
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
         insta::assert_snapshot!(format!("help_{subcommand}"), help);
     }
+}
+
+/// Flags that differ between subcommands: the subcommands in which the flag has another meaning than
+/// in the others, and the reason.
+const EXCEPTIONS: [(&str, &[&str], &str); 3] = [
+    ("--config", &["agent", "clean", "doctor"], "the file of an agent, not of a master"),
+    ("--master", &["agent"], "the agent registers with this master, and sends no HTTP requests"),
+    ("--agent", &["doctor"], "the address of the agent on this host, not one of all agents"),
+];
+
+#[test]
+fn same_flag_means_the_same_in_every_subcommand() {
+    let mut meanings: BTreeMap<(String, bool), Vec<(&str, Meaning)>> = BTreeMap::new();
+    for subcommand in SUBCOMMANDS.into_iter().chain(["demo"]) {
+        let help = TestDir::new().run(&format!("{subcommand} --help")).success();
+        for (flag, description) in flags(&help) {
+            let is_exception = EXCEPTIONS
+                .iter()
+                .any(|(name, others, _)| *name == flag && others.contains(&subcommand));
+            let meaning = meaning(&flag, &description);
+            meanings.entry((flag, is_exception)).or_default().push((subcommand, meaning));
+        }
+    }
+    for ((flag, _), all) in &meanings {
+        let (first, expected) = &all[0];
+        for (subcommand, meaning) in all {
+            assert_eq!(meaning, expected, "{flag} of {subcommand} and of {first}");
+        }
+    }
+    for flag in ["--state-dir", "--docker", "--no-docker"] {
+        let subcommands: Vec<&str> =
+            meanings[&(flag.to_owned(), false)].iter().map(|(subcommand, _)| *subcommand).collect();
+        assert_eq!(subcommands, ["agent", "clean", "doctor"], "{flag}");
+    }
+}
+
+#[test]
+fn every_exception_is_necessary() {
+    let help = |subcommand: &str| TestDir::new().run(&format!("{subcommand} --help")).success();
+    for (flag, subcommands, reason) in EXCEPTIONS {
+        let is_listed = |name: &&str| subcommands.contains(name);
+        let meaning_in = |subcommand: &str| {
+            let all = flags(&help(subcommand)).into_iter();
+            all.filter(|(name, _)| name == flag).map(|(name, about)| meaning(&name, &about)).next()
+        };
+        let all = SUBCOMMANDS.iter().chain(&["demo"]);
+        let others: Vec<_> =
+            all.filter(|name| !is_listed(name)).filter_map(|name| meaning_in(name)).collect();
+        for subcommand in subcommands {
+            let meaning = meaning_in(subcommand).expect(flag);
+            assert!(!others.is_empty() && !others.contains(&meaning), "{flag}: {reason}");
+        }
+    }
+}
+
+/// The name of a flag's value, its environment variable, and its first sentence.
+type Meaning = [String; 3];
+
+fn meaning(flag: &str, description: &str) -> Meaning {
+    let text = description.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = text.strip_prefix(flag).unwrap().trim_start_matches("...").trim_start();
+    let (value, text) = match text.split_once('>') {
+        Some((value, rest)) if text.starts_with(['<', '[']) => {
+            (value, rest.trim_start_matches(']'))
+        }
+        _ => ("", text),
+    };
+    let (about, rest) = text.split_once(" [env: ").expect("every flag has a variable");
+    let variable = rest.split(['=', ']']).next().unwrap();
+    let sentence = about.split([';', '.', ':']).next().unwrap();
+    [value, variable, sentence.trim()].map(str::to_owned)
 }
 
 #[test]

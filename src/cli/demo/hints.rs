@@ -7,9 +7,10 @@ use std::{env, fs};
 use super::NETWORK;
 use crate::cli::PROGRAM;
 
-/// The address of the suggested master: a port that neither Mesos nor a service of a distribution
-/// uses.
+/// The addresses of the suggested master and agent: ports that neither Mesos nor a service of a
+/// distribution uses.
 const MASTER: &str = "127.0.0.1:15050";
+const AGENT: &str = "127.0.0.1:15051";
 
 /// Returns the text with the suggested commands.
 pub(super) fn next_steps() -> String {
@@ -18,7 +19,7 @@ pub(super) fn next_steps() -> String {
     let network = NETWORK.trim_end();
     format!(
         "
-The demo is removed. To plan a network, and to run a master:
+The demo is removed. To run a master, and an agent that changes nothing here:
 {setup}  echo '
 {network}
   ' > network.json
@@ -26,8 +27,12 @@ The demo is removed. To plan a network, and to run a master:
   {name} plan network.json --agents 128
   {name} master --config network.json \\
     --store memory --listen {MASTER} 2> master.log &
+  {name} agent --master {MASTER} --listen {AGENT} \\
+    --cni-dir \"$PWD/cni\" --dataplane external --no-docker 2> agent.log &
+  sleep 1; {name} state --master {MASTER}
   {name} status --master {MASTER} --wait
-Stop it with 'kill %1'. To run an agent, see '{name} agent --help'."
+To stop them: 'kill %1 %2'. For agents with tunnels, on hosts of a cluster, see
+'{name} agent --help'."
     )
 }
 

@@ -51,10 +51,11 @@ agent. Elsewhere the agents are on loopback addresses, without containers. The d
 process, and leaves nothing when it ends. It does not change the network, the files or the Docker
 of this machine. Exit code 1 if a container does not reach another container.")]
 pub(super) struct DemoCommand {
-    /// The number of agents, each with a host. The first six hosts have containers
+    /// The number of agents. Each has a host, and the first six hosts have containers
     #[arg(
         long,
         env = "MESOS_OVERLAY_AGENTS",
+        value_name = "N",
         default_value_t = 3,
         value_parser = clap::value_parser!(u8).range(1..=AGENTS_MAX)
     )]

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use self::discovery::Discovery;
 use super::Failure;
+use super::agent_options::AgentHostOptions;
 use super::http_client::block_on;
 use super::master_address::{AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
@@ -32,7 +33,7 @@ Examples:
 Run it as root on the host of the agent. It changes nothing, and sends packets only with --probe.
 Root causes come first, each with the findings that follow from it. Exit code 0 if nothing is wrong, even with warnings; 1 if something is.")]
 pub(super) struct DoctorCommand {
-    /// The agent_config of this host; otherwise that of the running agent, also of a Mesos agent
+    /// The agent_config; otherwise that of the running agent, also of a Mesos agent
     /// with the module, if no other user controls it; or agent.json or agent_modules.json in /etc/mesos-overlay or
     /// /usr/local/etc/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
@@ -40,11 +41,13 @@ pub(super) struct DoctorCommand {
     /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
     #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
     agent: Option<AgentAddress>,
-    /// The running master, whose state is compared with this host: as for `state --master`
+    /// The running master: as for `state`. Its state is compared with this host
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]
     master: Option<String>,
+    #[command(flatten)]
+    host: AgentHostOptions,
     #[command(flatten)]
     credential: CredentialFile,
     /// Send packets through the tunnel to every peer, small ones and the largest that fit, and at
@@ -69,7 +72,8 @@ struct JsonReport<'a> {
 
 impl DoctorCommand {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let discovery = discovery::discover(self.config.as_deref())?;
+        let mut discovery = discovery::discover(self.config.as_deref())?;
+        self.host.apply(&mut discovery.config)?;
         let agent = self.agent_address(&discovery);
         let port = agent.port_of_peers();
         let observed = self.observe(discovery, &agent)?;

@@ -44,7 +44,7 @@ pub(super) struct PlanCommand {
     /// The file, or - for stdin
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// The number of agents that register
+    /// The number of agents. They register one after the other
     #[arg(
         long,
         env = "MESOS_OVERLAY_AGENTS",

@@ -67,7 +67,7 @@ pub(super) struct StateCommand {
         conflicts_with = "json"
     )]
     format: Format,
-    /// Print JSON, for programs, as with --format json
+    /// Print JSON, for programs. The same as --format json
     #[arg(
         long,
         env = "MESOS_OVERLAY_JSON",

@@ -23,6 +23,7 @@ use overlay_types::secret::show_path;
 use self::processes::{AgentKind, ProcFiles, RunningAgent};
 use self::trusted_files::TrustedFiles;
 use crate::cli::Failure;
+use crate::cli::agent_options::AgentHostOptions;
 use crate::cli::process::{pluralize, read_agent_config};
 
 /// The port of an agent without `--listen`, and of a Mesos agent.
@@ -188,6 +189,14 @@ impl RunningAgent {
             Some("vxlan") => config.dataplane.kind = DataplaneKind::Vxlan,
             _ => {}
         }
+        let options = AgentHostOptions {
+            state_dir: self.flag("state-dir", "MESOS_OVERLAY_STATE_DIR").map(PathBuf::from),
+            docker: self.flag("docker", "MESOS_OVERLAY_DOCKER").map(PathBuf::from),
+            no_docker: self.has_switch("no-docker", "MESOS_OVERLAY_NO_DOCKER"),
+        };
+        options
+            .apply_with(&mut config, |path| self.resolve(path))
+            .map_err(|(flag, reason)| format!("{flag}: {reason}"))?;
         Ok((config, file))
     }
 

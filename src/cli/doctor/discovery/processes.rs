@@ -9,6 +9,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use clap::builder::TypedValueParser as _;
 use overlay_types::escape::bounded_line;
 use overlay_types::secret::show_path;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat, openat, readlinkat, statat};
@@ -315,6 +316,17 @@ impl RunningAgent {
             }
         }
         self.variable(variable)
+    }
+
+    /// Returns whether a flag without a value is given, or its environment variable is true.
+    pub(super) fn has_switch(&self, name: &str, variable: &str) -> bool {
+        let is_flag = |argument: &String| argument.strip_prefix("--") == Some(name);
+        let parser = clap::builder::BoolishValueParser::new();
+        let is_true = |value: String| {
+            let command = clap::Command::new(PROGRAM);
+            parser.parse_ref(&command, None, value.as_ref()).unwrap_or(false)
+        };
+        self.arguments.iter().skip(1).any(is_flag) || self.variable(variable).is_some_and(is_true)
     }
 
     /// Returns a variable of the environment. An empty variable counts as unset.

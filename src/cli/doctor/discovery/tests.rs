@@ -130,12 +130,17 @@ fn flags_in_environment_of_program_are_found() {
     let file = host.text("etc/agent.json");
     let environment = format!(
         "MESOS_OVERLAY_CONFIG={file} MESOS_OVERLAY_DATAPLANE=external \
-         MESOS_OVERLAY_LISTEN=0.0.0.0:5061 MESOS_OVERLAY_MASTER="
+         MESOS_OVERLAY_LISTEN=0.0.0.0:5061 MESOS_OVERLAY_MASTER= MESOS_OVERLAY_NO_DOCKER=yes \
+         MESOS_OVERLAY_DOCKER=podman"
     );
-    host.add_process(7, "mesos-overlay --log info agent --cni-dir /other", &environment, NEVER);
+    let command = "mesos-overlay --log info agent --cni-dir /other --state-dir state";
+    host.add_process(7, command, &environment, NEVER);
     let found = host.discover();
     assert_eq!(found.config.cni_dir, Path::new("/other"));
     assert_eq!(found.config.dataplane.kind, DataplaneKind::External);
+    assert_eq!(found.config.dataplane.state_dir, Path::new(&host.text("work/state")));
+    assert_eq!(found.config.docker, Path::new("podman"));
+    assert!(!found.config.options.docker_bridge);
     assert_eq!(found.configuration.source, agent_source(7, Some(&file), false));
     assert_eq!(found.address, "127.0.0.1:5061".parse().ok());
 }
