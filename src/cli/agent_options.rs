@@ -41,6 +41,13 @@ pub(super) struct AgentHostOptions {
     /// key state_dir, or /var/lib/mesos-overlay
     #[arg(long, env = "MESOS_OVERLAY_STATE_DIR", value_name = "DIR")]
     pub(super) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) docker: DockerOptions,
+}
+
+/// Whether and how an agent uses Docker.
+#[derive(Debug, Default, Args)]
+pub(super) struct DockerOptions {
     /// The docker program of the agent; otherwise the key docker, or the program in PATH
     #[arg(long, env = "MESOS_OVERLAY_DOCKER", value_name = "PROGRAM")]
     pub(super) docker: Option<PathBuf>,
@@ -73,6 +80,22 @@ impl AgentHostOptions {
             let state_dir = absolute(state_dir).map_err(|error| ("--state-dir", error))?;
             config.dataplane.state_dir = state_dir;
         }
+        self.docker.apply_with(config, absolute)
+    }
+}
+
+impl DockerOptions {
+    /// As [`AgentHostOptions::apply`].
+    pub(super) fn apply(&self, config: &mut AgentConfig) -> Result<(), Failure> {
+        self.apply_with(config, |path| std::path::absolute(path))
+            .map_err(|(flag, error)| Failure::usage(format!("{flag}: {error}")))
+    }
+
+    fn apply_with<E>(
+        &self,
+        config: &mut AgentConfig,
+        absolute: impl Fn(&Path) -> Result<PathBuf, E>,
+    ) -> Result<(), (&'static str, E)> {
         if let Some(docker) = &self.docker {
             let is_name = docker.components().count() == 1 && !docker.has_root();
             let path = if is_name { Ok(docker.clone()) } else { absolute(docker) };
@@ -102,14 +125,13 @@ mod tests {
         assert_eq!(format!("{config:?}"), unchanged);
         let options = AgentHostOptions {
             state_dir: Some("state".into()),
-            docker: Some("podman".into()),
-            no_docker: true,
+            docker: DockerOptions { docker: Some("podman".into()), no_docker: true },
         };
         options.apply(&mut config).unwrap();
         assert_eq!(config.dataplane.state_dir, std::path::absolute("state").unwrap());
         assert_eq!(config.docker, Path::new("podman"));
         assert!(!config.options.docker_bridge);
-        let options = AgentHostOptions { docker: Some("./podman".into()), ..Default::default() };
+        let options = DockerOptions { docker: Some("./podman".into()), ..Default::default() };
         options.apply(&mut config).unwrap();
         assert_eq!(config.docker, std::path::absolute("podman").unwrap());
     }

@@ -46,7 +46,8 @@ impl ManCommand {
 fn write_pages(program: &Command, directory: &Path) -> Result<(), Failure> {
     let failure = |path: &Path, error| Failure::new(format!("write {}: {error}", path.display()));
     fs::create_dir_all(directory).map_err(|error| failure(directory, error))?;
-    for command in program.get_subcommands().chain([program]) {
+    let nested = program.get_subcommands().flat_map(Command::get_subcommands);
+    for command in program.get_subcommands().chain(nested).chain([program]) {
         let (name, page) = render(command);
         let path = directory.join(name);
         fs::write(&path, page).map_err(|error| failure(&path, error))?;

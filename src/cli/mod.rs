@@ -20,6 +20,7 @@ mod http_client;
 mod http_exchange;
 mod http_options;
 mod import;
+mod ipam;
 mod man;
 mod master;
 mod master_address;
@@ -96,6 +97,8 @@ enum Command {
     Status(status::StatusCommand),
     /// Show the allocations and the status of a running master's agents
     State(state::StateCommand),
+    /// Show the addresses that the containers of this host use, and what is wrong with them
+    Ipam(ipam::IpamCommand),
     /// Release the addresses of agents that are gone
     Forget(forget::ForgetCommand),
     /// Make a running master read its configuration again
@@ -143,6 +146,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::State(command) => command.run(),
+        Command::Ipam(command) => command.run(),
         Command::Forget(command) => command.run(),
         Command::Reload(command) => command.run(),
         Command::History(command) => command.run(),

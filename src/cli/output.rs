@@ -6,7 +6,7 @@
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, StdoutLock, Write};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use comfy_table::{ColumnConstraint, ContentArrangement, Table as Grid, Width, presets};
 use overlay_types::escape;
 use rustix::termios::tcgetwinsize;
@@ -68,6 +68,58 @@ impl OutputFormat {
             output.json_text(&String::from_utf8_lossy(body))?;
         } else {
             print_text(&mut output)?;
+        }
+        output.finish()
+    }
+}
+
+/// The flags that select a table or JSON.
+#[derive(Debug, Args)]
+pub(super) struct TableFormat {
+    /// The output: table, for terminals of 80 columns; wide, without shortened texts; json, for
+    /// programs
+    #[arg(
+        short = 'o',
+        long,
+        env = "MESOS_OVERLAY_FORMAT",
+        default_value = "table",
+        hide_possible_values = true,
+        conflicts_with = "json"
+    )]
+    format: TableKind,
+    /// Print JSON, for programs; as with --format json
+    #[arg(
+        long,
+        env = "MESOS_OVERLAY_JSON",
+        value_parser = clap::builder::BoolishValueParser::new()
+    )]
+    json: bool,
+}
+
+/// The kinds of output of [`TableFormat`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum TableKind {
+    Table,
+    Wide,
+    Json,
+}
+
+impl TableFormat {
+    pub(super) fn kind(&self) -> TableKind {
+        if self.json { TableKind::Json } else { self.format }
+    }
+
+    /// Prints `report` as JSON, or what `print_text` writes. `print_text` gets whether long texts are
+    /// shortened.
+    pub(super) fn print(
+        &self,
+        report: &impl Serialize,
+        print_text: impl FnOnce(&mut Output, bool) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut output = Output::new();
+        match self.kind() {
+            TableKind::Json => output.json(report)?,
+            kind => print_text(&mut output, kind == TableKind::Table)?,
         }
         output.finish()
     }

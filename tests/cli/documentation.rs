@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::help::SUBCOMMANDS;
+use crate::help::all_subcommands;
 use crate::support::{FakeMaster, Master, TestDir, http_response, program, start_agent};
 
 const PAGE: &str = include_str!("../../docs/command-line.md");
@@ -21,9 +21,10 @@ const MASTER: &str = "10.0.0.1:5050";
 #[test]
 fn page_lists_every_flag_with_variable_and_default() {
     let dir = TestDir::new();
-    for subcommand in SUBCOMMANDS.into_iter().chain(["demo"]) {
+    for subcommand in all_subcommands() {
         let help = dir.run(&format!("{subcommand} --help")).success();
-        let heading = format!("\n## {subcommand}\n");
+        let first = subcommand.split(' ').next().unwrap();
+        let heading = format!("\n## {first}\n");
         let (_, section) = PAGE.split_once(&heading).expect(subcommand);
         let section = section.split("\n#").next().unwrap();
         for (flag, about) in flags(&help) {
@@ -61,8 +62,7 @@ fn pages() -> String {
 #[test]
 fn page_commands_have_existing_flags() {
     let dir = TestDir::new();
-    let subcommands = SUBCOMMANDS.into_iter().chain(["demo"]);
-    let known: BTreeMap<&str, BTreeSet<String>> = subcommands
+    let known: BTreeMap<&str, BTreeSet<String>> = all_subcommands()
         .map(|subcommand| {
             let help = dir.run(&format!("{subcommand} --help")).success();
             (subcommand, flags(&help).into_iter().map(|(flag, _)| flag).collect())
@@ -72,12 +72,14 @@ fn page_commands_have_existing_flags() {
     let pages = pages().replace("\\\n", " ");
     for command in pages.lines().flat_map(|line| line.split("mesos-overlay ").skip(1)) {
         // The end of the command in a shell, or of the code in a sentence.
-        let command = command.split(['`', '|', '>', '&', ';', '#']).next().unwrap();
-        let mut words = command.split_whitespace();
-        let Some(known) = words.next().and_then(|subcommand| known.get(subcommand)) else {
+        let command = command.split(['`', '\'', '|', '>', '&', ';', '#']).next().unwrap();
+        let words: Vec<&str> = command.split_whitespace().collect();
+        // `ipam check` before `ipam`
+        let named = [2, 1].map(|count| words.get(..count).unwrap_or_default().join(" "));
+        let Some(known) = named.iter().find_map(|subcommand| known.get(&**subcommand)) else {
             continue;
         };
-        for word in words.filter(|word| word.starts_with("--") && *word != "--help") {
+        for word in words.iter().filter(|word| word.starts_with("--") && **word != "--help") {
             let flag = word.split('=').next().unwrap();
             assert!(known.contains(flag), "no flag {flag}: mesos-overlay {command}");
             count += 1;

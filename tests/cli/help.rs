@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::documentation::flags;
 use crate::support::{TestDir, program};
 
-pub(crate) const SUBCOMMANDS: [&str; 16] = [
+pub(crate) const SUBCOMMANDS: [&str; 17] = [
     "master",
     "agent",
     "clean",
@@ -15,6 +15,7 @@ pub(crate) const SUBCOMMANDS: [&str; 16] = [
     "plan",
     "status",
     "state",
+    "ipam",
     "forget",
     "reload",
     "history",
@@ -24,28 +25,44 @@ pub(crate) const SUBCOMMANDS: [&str; 16] = [
     "man",
 ];
 
+/// The subcommands of subcommands.
+const NESTED: [&str; 2] = ["ipam show", "ipam check"];
+
 #[test]
 fn help_of_every_subcommand_matches_snapshot() {
-    for subcommand in SUBCOMMANDS {
+    for subcommand in SUBCOMMANDS.into_iter().chain(NESTED) {
         let help = TestDir::new().run(&format!("{subcommand} --help")).success();
         // clap fills the lines between paragraphs with spaces.
         let help = help.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
-        insta::assert_snapshot!(format!("help_{subcommand}"), help);
+        insta::assert_snapshot!(format!("help_{}", subcommand.replace(' ', "_")), help);
     }
 }
 
+/// The subcommands that have flags, also those of subcommands.
+pub(crate) fn all_subcommands() -> impl Iterator<Item = &'static str> {
+    SUBCOMMANDS.into_iter().chain(NESTED).chain(["demo"])
+}
+
+/// The subcommands that read the configuration of an agent.
+const AGENT_CONFIG: [&str; 6] = ["agent", "clean", "doctor", "bundle", "ipam show", "ipam check"];
+
 /// Flags that differ between subcommands: the subcommands in which the flag has another meaning than
 /// in the others, and the reason.
-const EXCEPTIONS: [(&str, &[&str], &str); 3] = [
-    ("--config", &["agent", "clean", "doctor"], "the file of an agent, not of a master"),
+const EXCEPTIONS: [(&str, &[&str], &str); 4] = [
+    ("--all", &["plan"], "it lists agents, not problems"),
+    ("--config", &AGENT_CONFIG, "the file of an agent, not of a master"),
     ("--master", &["agent"], "the agent registers with this master, and sends no HTTP requests"),
-    ("--agent", &["doctor"], "the address of the agent on this host, not one of all agents"),
+    (
+        "--agent",
+        &["doctor", "bundle", "ipam show", "ipam check"],
+        "the address of the agent on this host, not one of all agents",
+    ),
 ];
 
 #[test]
 fn same_flag_means_the_same_in_every_subcommand() {
     let mut meanings: BTreeMap<(String, bool), Vec<(&str, Meaning)>> = BTreeMap::new();
-    for subcommand in SUBCOMMANDS.into_iter().chain(["demo"]) {
+    for subcommand in all_subcommands() {
         let help = TestDir::new().run(&format!("{subcommand} --help")).success();
         for (flag, description) in flags(&help) {
             let is_exception = EXCEPTIONS
@@ -61,10 +78,14 @@ fn same_flag_means_the_same_in_every_subcommand() {
             assert_eq!(meaning, expected, "{flag} of {subcommand} and of {first}");
         }
     }
-    for flag in ["--state-dir", "--docker", "--no-docker"] {
+    let host = ["agent", "clean", "doctor"];
+    let docker = ["agent", "clean", "doctor", "ipam show", "ipam check"];
+    for (flag, expected) in
+        [("--state-dir", &host[..]), ("--docker", &docker), ("--no-docker", &docker)]
+    {
         let subcommands: Vec<&str> =
             meanings[&(flag.to_owned(), false)].iter().map(|(subcommand, _)| *subcommand).collect();
-        assert_eq!(subcommands, ["agent", "clean", "doctor"], "{flag}");
+        assert_eq!(subcommands, expected, "{flag}");
     }
 }
 
@@ -77,9 +98,8 @@ fn every_exception_is_necessary() {
             let all = flags(&help(subcommand)).into_iter();
             all.filter(|(name, _)| name == flag).map(|(name, about)| meaning(&name, &about)).next()
         };
-        let all = SUBCOMMANDS.iter().chain(&["demo"]);
-        let others: Vec<_> =
-            all.filter(|name| !is_listed(name)).filter_map(|name| meaning_in(name)).collect();
+        let others = all_subcommands().filter(|name| !is_listed(name));
+        let others: Vec<_> = others.filter_map(meaning_in).collect();
         for subcommand in subcommands {
             let meaning = meaning_in(subcommand).expect(flag);
             assert!(!others.is_empty() && !others.contains(&meaning), "{flag}: {reason}");
@@ -176,7 +196,7 @@ fn help_hides_passwords_from_environment() {
     let environment = ["MASTER", "STORE", "FROM", "TO", "AGAINST"]
         .map(|name| (format!("MESOS_OVERLAY_{name}"), SECRET));
     let environment = environment.each_ref().map(|(name, secret)| (name.as_str(), *secret));
-    for subcommand in SUBCOMMANDS {
+    for subcommand in SUBCOMMANDS.into_iter().chain(NESTED) {
         let help = TestDir::new().run_with(&format!("{subcommand} --help"), &environment, "");
         assert!(!help.success().contains("password"), "{subcommand}");
     }

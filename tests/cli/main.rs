@@ -18,6 +18,7 @@ mod documentation;
 mod export_import;
 mod forget;
 mod help;
+mod ipam;
 mod lifecycle;
 mod log_reader;
 mod login;

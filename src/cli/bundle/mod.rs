@@ -60,17 +60,17 @@ the rules of all firewalls, the Docker networks, the journal, and the files that
 and secrets are removed. Addresses, routes and rules are not: look through the archive before you
 send it. What cannot be collected is listed, and no failure.")]
 pub(super) struct BundleCommand {
-    /// The archive to write, readable by its owner only; - is stdout; otherwise
+    /// The file to write, atomically and readable by its owner only; - is stdout; otherwise
     /// mesos-overlay-bundle-HOST-TIME.tar.gz in the current directory
     #[arg(long, env = "MESOS_OVERLAY_OUTPUT", value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The agent_config of this host; otherwise it is found as by `doctor`
+    /// The agent_config; otherwise that of the running agent or of a default path, as for `doctor`
     #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
     #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
     agent: Option<AgentAddress>,
-    /// The running master, whose state is collected too: as for `state --master`
+    /// The running master: as for `state`. Its state and history are collected too
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
     #[arg(long, env = "MESOS_OVERLAY_MASTER", hide_env_values = true, value_name = "MASTER")]

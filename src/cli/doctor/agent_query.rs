@@ -86,7 +86,7 @@ impl From<&DirectHealth> for PeerPaths {
 }
 
 /// Returns the assignment of an agent, the local one or that of a peer.
-async fn agent_info(
+pub(in crate::cli) async fn agent_info(
     endpoint: &Endpoint,
     authorization: Option<&Authorization>,
 ) -> Result<AgentInfo, AgentQueryError> {

@@ -4,7 +4,7 @@
 //! findings from the observation. Tests of the kernel run in a temporary network namespace. Only
 //! `--probe` sends packets, to the peers that the kernel knows.
 
-mod agent_query;
+pub(super) mod agent_query;
 pub(super) mod discovery;
 
 use std::path::PathBuf;

@@ -102,6 +102,7 @@ fn command_of_other_program_gets_its_arguments() {
             Command::forget_agent(agent, "10.0.0.1:5050"),
             "mesos-overlay forget --master 10.0.0.1:5050 10.0.0.7\n",
         ),
+        (Command::release_leaked_leases(), "mesos-overlay ipam check --fix\n"),
         (Command::write_setting("net/ipv4/ip_forward", 1), "sysctl -w net/ipv4/ip_forward=1\n"),
     ];
     for (command, expected) in cases {
@@ -116,7 +117,9 @@ fn command_of_other_program_gets_its_arguments() {
 }
 
 fn is_own(command: &Command) -> bool {
-    ["vtep1024", "docker network rm vxlan-1"].iter().any(|own| command.text().contains(own))
+    ["vtep1024", "docker network rm vxlan-1", "mesos-overlay ipam"]
+        .iter()
+        .any(|own| command.text().contains(own))
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod drift;
 mod faults;
 mod hostile;
 mod interference;
+mod ipam;
 mod leases;
 mod membership;
 mod monitoring;

@@ -4,7 +4,8 @@
 //! bridge for its probes.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
@@ -19,10 +20,10 @@ const DATA_DIR_DEFAULT: &str = "/var/lib/cni/networks";
 /// The plugin's lock file.
 pub(super) const LOCK: &str = "lock";
 /// Prefix of the files with the last allocated address of each range.
-const LAST_RESERVED: &str = "last_reserved_ip.";
+pub(super) const LAST_RESERVED: &str = "last_reserved_ip.";
 
 /// Content of the lease of an address that the agent uses for its probes.
-const PROBE_LEASE: &str = "mesos-overlay-probe\r\nmo-probe";
+pub(super) const PROBE_LEASE: &[u8] = b"mesos-overlay-probe\r\nmo-probe";
 /// Number of addresses, from the last one downwards, of which one is taken for probes.
 const PROBE_CANDIDATES: usize = 8;
 /// Numbers of free addresses from which on the probes take one, and below which they give it back.
@@ -155,7 +156,7 @@ impl Leases {
         let create = || {
             let mut file =
                 tempfile::Builder::new().prefix(".mo-probe-").tempfile_in(&self.data_dir)?;
-            file.write_all(PROBE_LEASE.as_bytes())?;
+            file.write_all(PROBE_LEASE)?;
             file.persist_noclobber(path).map_err(|error| error.error)
         };
         match create() {
@@ -232,12 +233,21 @@ impl Leases {
 }
 
 /// Returns whether the file is a lease for probes.
-pub(super) fn is_probe_lease(path: &Path) -> bool {
-    fs::read(path).is_ok_and(|content| content == PROBE_LEASE.as_bytes())
+fn is_probe_lease(path: &Path) -> bool {
+    // A longer file is read no further. A link or a pipe is not opened.
+    let read = || {
+        if !fs::symlink_metadata(path)?.is_file() {
+            return Ok(Vec::new());
+        }
+        let mut content = Vec::new();
+        File::open(path)?.take(PROBE_LEASE.len() as u64 + 1).read_to_end(&mut content)?;
+        io::Result::Ok(content)
+    };
+    read().is_ok_and(|content| content == PROBE_LEASE)
 }
 
 /// Returns whether this is an existing directory.
-pub(super) fn is_directory(path: &Path) -> Result<bool, CniError> {
+fn is_directory(path: &Path) -> Result<bool, CniError> {
     match fs::metadata(path) {
         Ok(found) => Ok(found.is_dir()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -246,7 +256,7 @@ pub(super) fn is_directory(path: &Path) -> Result<bool, CniError> {
 }
 
 /// Lists the names in a directory, sorted. A missing directory has none.
-pub(super) fn names(directory: &Path) -> Result<BTreeSet<String>, CniError> {
+fn names(directory: &Path) -> Result<BTreeSet<String>, CniError> {
     let failed = |error: io::Error| CniError::io("read directory", directory, &error);
     let entries = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),

@@ -11,14 +11,17 @@
 mod configuration;
 mod directory;
 mod error;
+mod lease_directory;
 mod leases;
 mod stale_leases;
 
 pub use directory::{CniDirectory, ManagedFiles, Outcome, Removal};
 pub use error::CniError;
+pub use lease_directory::{Lease, LeaseFiles};
 pub use leases::{Leases, ProbeLease};
 pub use stale_leases::{
-    ContainerEvidence, Lease, LockedLeases, StaleLeases, container_capacity, nearly_full,
+    ContainerEvidence, Doubt, LeaseState, LockedLeases, StaleLeases, container_capacity,
+    is_nearly_full, nearly_full,
 };
 
 /// The plugins that our configurations name, without the port mapper of Mesos.

@@ -7,19 +7,17 @@
 //! plugin's lock. So a container that is being added has a port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
+use std::{fs, io};
 
 use overlay_types::addr::{OverlayName, Subnet};
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 
 use super::error::CniError;
-use super::leases::{LOCK, Leases, is_directory, is_probe_lease, names};
+use super::lease_directory::{FileIdentity, Lease, LeaseDirectory, LeaseFiles};
+use super::leases::Leases;
 
 /// Time that an address must be unused before its lease is released, if the bridge has ports and
 /// the host was not started again since: the container of the lease may still be being added.
@@ -50,37 +48,29 @@ pub struct ContainerEvidence {
     pub boot: Option<SystemTime>,
 }
 
-/// A lease of host-local.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
-    /// The leased address.
-    pub address: IpAddr,
-    /// The container.
-    pub container: String,
-    file: FileIdentity,
-}
-
-/// Distinguishes the file of a lease from a later file of the same name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct FileIdentity {
-    inode: u64,
-    modified: Option<SystemTime>,
-}
-
 /// The leases of a network, under the lock of host-local: the plugin adds and removes none.
 #[derive(Debug)]
 pub struct LockedLeases {
-    directory: PathBuf,
-    _locks: Vec<File>,
+    directory: LeaseDirectory,
+    _locks: Vec<OwnedFd>,
 }
 
 impl Leases {
+    /// Reads the leases of containers. A network without a lease has no directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or is a symbolic link.
+    pub fn files(&self, overlay: &OverlayName) -> Result<LeaseFiles, CniError> {
+        let directory = LeaseDirectory::open(&self.path(overlay))?;
+        directory.map_or_else(|| Ok(LeaseFiles::default()), |found| found.read())
+    }
+
     /// Lists the leases of containers, in the order of their addresses.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn of_containers(&self, overlay: &OverlayName) -> Result<Vec<Lease>, CniError> {
-        read_leases(&self.path(overlay))
+        Ok(self.files(overlay)?.leases)
     }
 
     /// Takes the lock of host-local. Returns `None` if the plugin has it, or if it has leased
@@ -89,25 +79,9 @@ impl Leases {
     /// # Errors
     /// When the file system refuses.
     pub fn try_lock(&self, overlay: &OverlayName) -> Result<Option<LockedLeases>, CniError> {
-        let directory = self.path(overlay);
-        if !is_directory(&directory)? {
-            return Ok(None);
-        }
-        let lock = directory.join(LOCK);
-        let open = || {
-            let file = File::options().create(true).truncate(false).write(true).open(&lock)?;
-            // The first versions of the plugin lock the directory.
-            Ok(vec![File::open(&directory)?, file])
-        };
-        let locks = open().map_err(|error: io::Error| CniError::io("open", &lock, &error))?;
-        for file in &locks {
-            match flock(file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(CniError::io("lock", &lock, &error.into())),
-            }
-        }
-        Ok(Some(LockedLeases { directory, _locks: locks }))
+        let Some(directory) = LeaseDirectory::open(&self.path(overlay))? else { return Ok(None) };
+        let locks = directory.try_lock()?;
+        Ok(locks.map(|locks| LockedLeases { directory, _locks: locks }))
     }
 }
 
@@ -117,49 +91,45 @@ impl LockedLeases {
     /// # Errors
     /// When the file system refuses.
     pub fn list(&self) -> Result<Vec<Lease>, CniError> {
-        read_leases(&self.directory)
+        Ok(self.directory.read()?.leases)
     }
 
-    /// Removes a lease.
+    /// Removes a lease, unless another one has replaced it.
     ///
     /// # Errors
     /// When the file system refuses.
     pub fn release(&self, lease: &Lease) -> Result<(), CniError> {
-        let path = self.directory.join(lease.address.to_string());
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(CniError::io("remove", &path, &error))
-            }
-            _ => Ok(()),
-        }
+        self.directory.remove(lease)
     }
 }
 
-fn read_leases(directory: &Path) -> Result<Vec<Lease>, CniError> {
-    let mut leases = Vec::new();
-    for name in names(directory)? {
-        let Ok(address) = name.parse::<IpAddr>() else { continue };
-        let path = directory.join(&name);
-        if is_probe_lease(&path) {
-            continue;
-        }
-        let read = || {
-            let metadata = fs::metadata(&path)?;
-            let file = FileIdentity { inode: metadata.ino(), modified: metadata.modified().ok() };
-            Ok::<_, io::Error>((fs::read_to_string(&path)?, file))
-        };
-        match read() {
-            Ok((content, file)) => {
-                let container = content.lines().next().unwrap_or_default().trim().to_owned();
-                leases.push(Lease { address, container, file });
-            }
-            // The plugin has just removed it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(CniError::io("read", &path, &error)),
-        }
-    }
-    leases.sort_by_key(|lease| lease.address);
-    Ok(leases)
+/// What a single look at the host shows about the container of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseState {
+    /// A container has the address.
+    InUse,
+    /// The container is gone: nothing has the address, Mesos does not know the container, and the
+    /// lease is not young.
+    Leaked,
+    /// No container has the address yet, and the lease is so young that one may be starting.
+    Young,
+    /// The lease may be needed.
+    Unknown(Doubt),
+}
+
+/// Why a lease whose address no container has may be needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Doubt {
+    /// Mesos has a directory or a network namespace of the container, and ends the lease itself.
+    KnownToMesos,
+    /// Something answers at the address.
+    Answers,
+    /// The addresses of the containers cannot be read.
+    AddressesUnreadable,
+    /// The lease names no container.
+    NoContainerName,
+    /// The time of the file is in the future.
+    NoAge,
 }
 
 /// Finds the leases of containers that are gone.
@@ -226,6 +196,47 @@ impl StaleLeases {
         Ok(stale)
     }
 
+    /// Judges each lease by a single look at the host. `answering` are the addresses that answer at
+    /// the bridge, or `None` if they cannot be asked. `now` is the current time.
+    ///
+    /// # Errors
+    /// When the mounts of Mesos cannot be read: then any container may exist.
+    pub fn judge(
+        &self,
+        leases: &[Lease],
+        evidence: &ContainerEvidence,
+        answering: Option<&BTreeSet<IpAddr>>,
+        now: SystemTime,
+    ) -> Result<Vec<LeaseState>, CniError> {
+        let mounted = self.mounted().map_err(|error| CniError::io("read", &self.mounts, &error))?;
+        let has_ports = evidence.ports > 0 || evidence.has_detached_ports;
+        let judge = |lease: &Lease| {
+            let is_connected =
+                evidence.addresses.as_ref().is_some_and(|used| used.contains(&lease.address));
+            let age = lease.file.modified.map(|modified| now.duration_since(modified));
+            if is_connected {
+                LeaseState::InUse
+            } else if !is_container_name(&lease.container) {
+                LeaseState::Unknown(Doubt::NoContainerName)
+            } else if self.has_mesos_container(&lease.container)
+                || mounted.contains(&lease.container)
+            {
+                LeaseState::Unknown(Doubt::KnownToMesos)
+            } else if answering.is_some_and(|answering| answering.contains(&lease.address)) {
+                LeaseState::Unknown(Doubt::Answers)
+            } else if answering.is_none() || (evidence.addresses.is_none() && has_ports) {
+                LeaseState::Unknown(Doubt::AddressesUnreadable)
+            } else {
+                match age {
+                    Some(Ok(age)) if age >= UNUSED_MIN => LeaseState::Leaked,
+                    Some(Ok(_)) => LeaseState::Young,
+                    Some(Err(_)) | None => LeaseState::Unknown(Doubt::NoAge),
+                }
+            }
+        };
+        Ok(leases.iter().map(judge).collect())
+    }
+
     /// Returns the containers whose network namespaces Mesos keeps, in any directory.
     fn mounted(&self) -> io::Result<BTreeSet<String>> {
         // A mount point may have any bytes.
@@ -236,11 +247,15 @@ impl StaleLeases {
 
     /// Returns whether Mesos knows the container, and so ends the lease itself.
     fn has_mesos_container(&self, container: &str) -> bool {
-        // Not a path: the plugin stores what its caller names.
-        let is_name = !container.is_empty() && !container.contains('/') && container != "..";
         let mut folders = self.mesos_containers.iter();
-        !is_name || folders.any(|folder| folder.join(container).exists())
+        !is_container_name(container) || folders.any(|folder| folder.join(container).exists())
     }
+}
+
+/// Returns whether the text of a lease names a container and is no path: the plugin stores what its
+/// caller names.
+fn is_container_name(container: &str) -> bool {
+    !container.is_empty() && !container.contains('/') && container != ".." && container != "."
 }
 
 /// Returns the container of a mount, if Mesos has mounted a container's network namespace.
@@ -263,6 +278,16 @@ fn is_gone(lease: &Lease, evidence: &ContainerEvidence, unused: Duration) -> boo
     evidence.ports == 0 || is_older_than_boot || unused >= UNUSED_MIN
 }
 
+/// Returns whether almost all of the addresses are in use.
+#[must_use]
+pub const fn is_nearly_full(capacity: u128, used: u128) -> bool {
+    /// The share of free addresses below which the range is nearly full: one in twenty.
+    const FREE_DIVISOR: u128 = 20;
+    /// A smaller range is full with few containers, as its operator expects.
+    const CAPACITY_MIN: u128 = 8;
+    capacity >= CAPACITY_MIN && capacity.saturating_sub(used) * FREE_DIVISOR <= capacity
+}
+
 /// Returns the number of addresses of a bridge's subnet that containers can use.
 #[must_use]
 pub fn container_capacity(subnet: &Subnet) -> u128 {
@@ -281,16 +306,11 @@ pub fn nearly_full(
     leases: &[Lease],
     connected: usize,
 ) -> Option<String> {
-    /// The share of free addresses below which the range is nearly full: one in twenty.
-    const FREE_DIVISOR: u128 = 20;
-    /// A smaller range is full with few containers, as its operator expects.
-    const CAPACITY_MIN: u128 = 8;
     /// The addresses of the probes.
     const PROBES: u128 = 1;
     let capacity = container_capacity(subnet);
     let used = leases.iter().filter(|lease| subnet.contains(lease.address)).count();
-    let free = capacity.saturating_sub(used as u128 + PROBES);
-    (capacity >= CAPACITY_MIN && free * FREE_DIVISOR <= capacity).then(|| {
+    is_nearly_full(capacity, used as u128 + PROBES).then(|| {
         format!(
             "overlay {overlay}: host-local has leased {used} of {capacity} addresses of {subnet}, \
              and {connected} containers are connected: without a free address no container starts: \
@@ -302,6 +322,11 @@ pub fn nearly_full(
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use rustix::fs::{FlockOperation, flock};
+
+    use super::super::leases::LOCK;
     use super::*;
 
     struct Directory {
@@ -431,6 +456,52 @@ mod tests {
     }
 
     #[test]
+    fn single_look_finds_only_certain_leaks() {
+        let addresses: Vec<String> = (2..9).map(|number| format!("192.168.2.{number}")).collect();
+        let directory = Directory::new(&addresses.iter().map(String::as_str).collect::<Vec<_>>());
+        let path = directory.leases.path(&directory.overlay);
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let age = |number: u8, modified| {
+            let file = path.join(format!("192.168.2.{number}"));
+            File::options().write(true).open(file).unwrap().set_modified(modified).unwrap();
+        };
+        (2..9).for_each(|number| age(number, at(1000)));
+        age(4, at(1001));
+        age(8, at(2000));
+        fs::write(path.join("192.168.2.7"), "../x\r\neth0").unwrap();
+        age(7, at(1000));
+        let folder = directory.root.path().join("mesos");
+        fs::create_dir_all(folder.join("of-192.168.2.5")).unwrap();
+        let finder = StaleLeases::new(vec![folder], "/dev/null".into());
+        let leases = directory.leases.of_containers(&directory.overlay).unwrap();
+        let judge = |evidence: &ContainerEvidence| {
+            let answering = BTreeSet::from(["192.168.2.6".parse().unwrap()]);
+            finder.judge(&leases, evidence, Some(&answering), at(1300)).unwrap()
+        };
+        let unknown = LeaseState::Unknown;
+        assert_eq!(
+            judge(&evidence(1, &["192.168.2.2"])),
+            [
+                LeaseState::InUse,
+                LeaseState::Leaked,
+                LeaseState::Young,
+                unknown(Doubt::KnownToMesos),
+                unknown(Doubt::Answers),
+                unknown(Doubt::NoContainerName),
+                unknown(Doubt::NoAge),
+            ]
+        );
+        let blind = ContainerEvidence { addresses: None, ..evidence(1, &[]) };
+        assert_eq!(judge(&blind)[..2], [unknown(Doubt::AddressesUnreadable); 2]);
+        let blind = ContainerEvidence { ports: 0, ..blind };
+        assert_eq!(judge(&blind)[..3], [LeaseState::Leaked, LeaseState::Leaked, LeaseState::Young]);
+        let blind = ContainerEvidence { has_detached_ports: true, ..blind };
+        assert_eq!(judge(&blind)[1], unknown(Doubt::AddressesUnreadable));
+        let unasked = finder.judge(&leases, &evidence(1, &[]), None, at(1300)).unwrap();
+        assert_eq!(unasked[1], unknown(Doubt::AddressesUnreadable));
+    }
+
+    #[test]
     fn lock_of_plugin_is_respected() {
         let directory = Directory::new(&TWO);
         let path = directory.leases.path(&directory.overlay);
@@ -454,6 +525,7 @@ mod tests {
         let lease = |number: u32| Lease {
             address: format!("192.168.2.{number}").parse().unwrap(),
             container: String::new(),
+            interface: String::new(),
             file: FileIdentity { inode: 1, modified: None },
         };
         let overlay: OverlayName = "vxlan-1".parse().unwrap();

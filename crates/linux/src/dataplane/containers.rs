@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use overlay_types::addr::{DeviceName, Mac};
 use overlay_types::tunnel::{Desired, OverlayBridge};
 
-use super::message::{address, attributes, u32_at};
+use super::message::{address, attributes, u16_at, u32_at};
 use super::observe::{HostLink, links, mac};
 use super::socket::Netlink;
 use super::state::Port;
 use super::uapi::{
     AF_INET, AF_INET6, IFA_ADDRESS, IFA_LOCAL, IFA_TARGET_NETNSID, IFLA_ADDRESS,
-    IFLA_TARGET_NETNSID, RTM_GETADDR, RTM_GETLINK,
+    IFLA_TARGET_NETNSID, NDA_DST, NUD_REACHABLE, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH,
 };
 use crate::probe::is_probe_port;
 
@@ -32,6 +32,19 @@ pub struct ContainerPorts {
     /// The addresses in the namespaces of the ports. `None` without a request, or if they
     /// cannot be read: the kernel is older than 4.20, or a container has just ended.
     pub addresses: Option<BTreeSet<IpAddr>>,
+    /// The ports with the addresses at their other ends. Empty without `addresses`.
+    pub endpoints: Vec<ContainerEndpoint>,
+}
+
+/// An address of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerEndpoint {
+    /// The address.
+    pub address: IpAddr,
+    /// The device of the host that leads to it.
+    pub port: String,
+    /// The bridge of the device, or another device that it belongs to.
+    pub bridge: Option<String>,
 }
 
 impl ContainerPorts {
@@ -50,12 +63,12 @@ pub(super) fn container_ports(
 ) -> io::Result<ContainerPorts> {
     let links = links(netlink)?;
     let mut found = ContainerPorts::default();
-    let mut namespaces = BTreeSet::new();
+    let mut namespaces: BTreeMap<u32, Vec<(&HostLink, Option<&HostLink>)>> = BTreeMap::new();
     let is_port = |link: &&HostLink| link.kind == VETH_KIND && !is_probe_port(&link.name);
     for port in links.iter().filter(is_port) {
         let Some(namespace) = port.namespace else { continue };
-        namespaces.insert(namespace);
         let bridge = port.master.and_then(|master| links.iter().find(|link| link.index == master));
+        namespaces.entry(namespace).or_default().push((port, bridge));
         match bridge {
             Some(bridge) => found.at_bridges.push(bridge.name.clone()),
             None => found.has_detached = true,
@@ -64,10 +77,20 @@ pub(super) fn container_ports(
     if !with_addresses {
         return Ok(found);
     }
-    let mut addresses = BTreeSet::new();
-    for namespace in namespaces {
+    let (mut addresses, mut endpoints) = (BTreeSet::new(), Vec::new());
+    for (namespace, ports) in namespaces {
         match addresses_in(netlink, namespace) {
-            Ok(Some(found)) => addresses.extend(found.into_iter().map(|(_, address)| address)),
+            Ok(Some(found)) => {
+                for (port, bridge) in ports {
+                    let own = found.iter().filter(|(index, _)| Some(*index) == port.peer);
+                    endpoints.extend(own.map(|&(_, address)| ContainerEndpoint {
+                        address,
+                        port: port.name.clone(),
+                        bridge: bridge.map(|bridge| bridge.name.clone()),
+                    }));
+                }
+                addresses.extend(found.into_iter().map(|(_, address)| address));
+            }
             Ok(None) => return Ok(found),
             Err(error) => {
                 log::debug!("read the addresses of a container: {error}");
@@ -75,8 +98,32 @@ pub(super) fn container_ports(
             }
         }
     }
-    found.addresses = Some(addresses);
-    Ok(found)
+    Ok(ContainerPorts { addresses: Some(addresses), endpoints, ..found })
+}
+
+/// Returns the IPv4 addresses that were reachable at devices within the last seconds, with the names
+/// of the devices.
+pub(super) fn reachable_neighbors(netlink: &mut Netlink) -> io::Result<Vec<(IpAddr, String)>> {
+    let links = links(netlink)?;
+    let mut header = [0; 12];
+    header[0] = AF_INET;
+    let found = netlink.dump(
+        RTM_GETNEIGH,
+        &header,
+        |_| {},
+        |neighbors: &mut Vec<(u32, IpAddr)>, message| {
+            let is_reachable =
+                u16_at(message.body, 8).is_some_and(|state| state & NUD_REACHABLE != 0);
+            if is_reachable {
+                let mut values = attributes(message.body, 12);
+                let to = values.find_map(|(kind, value)| (kind == NDA_DST).then(|| address(value)));
+                neighbors.extend(u32_at(message.body, 4).zip(to.flatten()));
+            }
+        },
+        Vec::new,
+    )?;
+    let name = |index| links.iter().find(|link| link.index == index).map(|link| link.name.clone());
+    Ok(found.into_iter().filter_map(|(index, ip)| Some((ip, name(index)?))).collect())
 }
 
 /// Returns the ports that belong at the bridges of overlays, and are at no bridge: their containers

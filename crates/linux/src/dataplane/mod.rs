@@ -47,7 +47,7 @@ use rustix::net::netdevice;
 
 use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
-pub use self::containers::ContainerPorts;
+pub use self::containers::{ContainerEndpoint, ContainerPorts};
 pub use self::direct::{DirectUnderlay, direct_link};
 pub use self::error::{DataplaneError, Failure};
 pub use self::features::has_checksum_offload;
@@ -563,6 +563,15 @@ impl Dataplane {
         with_addresses: bool,
     ) -> Result<ContainerPorts, DataplaneError> {
         containers::container_ports(&mut self.netlink, with_addresses).map_err(DataplaneError::Read)
+    }
+
+    /// Returns the IPv4 addresses that were reachable at devices within the last seconds, with the
+    /// names of the devices. Needs no privilege.
+    ///
+    /// # Errors
+    /// When the kernel's state cannot be read.
+    pub fn reachable_neighbors(&mut self) -> Result<Vec<(IpAddr, String)>, DataplaneError> {
+        containers::reachable_neighbors(&mut self.netlink).map_err(DataplaneError::Read)
     }
 
     /// Removes a bridge.

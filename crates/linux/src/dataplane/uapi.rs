@@ -120,6 +120,8 @@ pub(super) const IFF_LOWER_UP: u32 = 0x1_0000;
 
 /// Type of an Ethernet device, from `linux/if_arp.h`.
 pub(super) const ARPHRD_ETHER: u16 = libc::ARPHRD_ETHER;
+/// The state of a neighbor that has answered within the last seconds, from `linux/neighbour.h`.
+pub(super) const NUD_REACHABLE: u16 = 0x02;
 /// The states of a neighbor whose MAC is known, from `linux/neighbour.h`: `NUD_CONNECTED`, stale, and
 /// while the kernel confirms the MAC.
 pub(super) const NUD_RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | NUD_NOARP | NUD_PERMANENT;

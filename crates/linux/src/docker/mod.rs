@@ -29,7 +29,7 @@ use self::engine::Engine;
 use self::error::ErrorKind;
 pub use self::error::{DockerError, DockerFailure};
 use self::network::{Comparison, InspectedNetwork};
-pub use self::network::{Difference, Overlap};
+pub use self::network::{Difference, Endpoint, Overlap};
 use crate::subprocess::{self, ProcessOutput, SubprocessError};
 
 /// Result of [`Docker::ensure`].
@@ -54,6 +54,17 @@ pub struct Removal {
     pub removed: Vec<OverlayName>,
     /// The networks that were kept, and why.
     pub kept: Vec<DockerError>,
+}
+
+/// A managed network and the addresses of its containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkUse {
+    /// The overlay.
+    pub overlay: OverlayName,
+    /// The subnets of the network.
+    pub subnets: Vec<Subnet>,
+    /// The containers that run in the network.
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// Result of [`Docker::examine`].
@@ -232,6 +243,23 @@ impl Docker {
             ours.insert(name, containers);
         }
         Ok(ours)
+    }
+
+    /// Lists the addresses of the containers that run in networks at bridges of overlays. The
+    /// addresses of stopped containers are free.
+    ///
+    /// # Errors
+    /// When the networks cannot be listed.
+    pub async fn networks_in_use(&self) -> Result<Vec<NetworkUse>, DockerFailure> {
+        let networks = self.networks().await?.into_iter();
+        let named = networks.filter_map(|found| Some((found.name.parse().ok()?, found)));
+        let ours = named.filter(|(name, found)| found.is_ours(name));
+        let network_use = |(overlay, found): (OverlayName, InspectedNetwork)| NetworkUse {
+            subnets: found.subnets().filter_map(|text| text.parse().ok()).collect(),
+            endpoints: found.endpoints(),
+            overlay,
+        };
+        Ok(ours.map(network_use).collect())
     }
 
     async fn managed_networks(

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 use overlay_types::addr::{Family, Mtu, OverlayName, Subnet};
 use overlay_types::container_network::DockerNetwork;
@@ -139,6 +140,22 @@ struct Pool {
 struct Container {
     #[serde(default)]
     name: String,
+    /// The address with the length of its prefix, or an empty text.
+    #[serde(default, rename = "IPv4Address")]
+    ipv4_address: String,
+    #[serde(default, rename = "IPv6Address")]
+    ipv6_address: String,
+}
+
+/// A container that runs in a managed network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The ID of the container.
+    pub container: String,
+    /// The name of the container.
+    pub name: String,
+    /// Its addresses in the network.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl InspectedNetwork {
@@ -163,6 +180,21 @@ impl InspectedNetwork {
     pub(super) fn running_containers(&self) -> Vec<String> {
         let containers = self.containers.iter().flatten();
         containers.map(|(_, container)| container.name.escape_debug().to_string()).collect()
+    }
+
+    /// Returns the containers that run in the network, with their addresses.
+    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
+        let address = |text: &str| text.split('/').next().and_then(|address| address.parse().ok());
+        let containers = self.containers.iter().flatten();
+        let endpoint = |(id, container): (&String, &Container)| Endpoint {
+            container: id.clone(),
+            name: container.name.clone(),
+            addresses: [&container.ipv4_address, &container.ipv6_address]
+                .into_iter()
+                .filter_map(|text| address(text))
+                .collect(),
+        };
+        containers.map(endpoint).collect()
     }
 
     /// Returns the overlap of this network with `network`.

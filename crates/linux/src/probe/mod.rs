@@ -24,7 +24,7 @@ use overlay_types::tunnel::{
 use self::echo::{EchoRequest, IcmpError, Outcome, Prober, UnreachableReason, open_socket};
 pub use self::offload::{OffloadPath, test_offloads, test_peer};
 use self::port::Port;
-pub use self::port::{existing_ports, is_probe_port, remove_port};
+pub use self::port::{answering_addresses, existing_ports, is_probe_port, remove_port};
 use crate::cni::Leases;
 
 /// Time for the replies to a batch.

@@ -2,6 +2,7 @@
 //! name. The namespace lives as long as the socket of the port, so the kernel removes the pair even
 //! if the agent is killed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -27,6 +28,8 @@ const PREFIX: &str = "mo-probe";
 const INNER: &str = "eth0";
 /// Time for an answer from an address that should be free.
 const FREE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Number of addresses that are asked at the same time. The kernel keeps 1,024 neighbors.
+const ANSWERS_AT_ONCE: usize = 256;
 
 /// Returns whether a device is a port of the probes.
 #[must_use]
@@ -222,6 +225,41 @@ fn has_owner(
     round.outcomes.iter().any(super::Outcome::has_reply)
         || fs::read_to_string("/proc/thread-self/net/arp")
             .is_ok_and(|table| is_in_arp_table(&table, bridge.as_str(), address))
+}
+
+/// Returns which of the addresses answer at a bridge: a device that no container of this host has may
+/// use one. Sends an echo request to each, after an ARP request. `gateway` is the bridge's own
+/// address.
+///
+/// # Errors
+/// When no request can be sent, for example without root.
+pub fn answering_addresses(
+    bridge: &DeviceName,
+    gateway: Ipv4Addr,
+    addresses: &BTreeSet<Ipv4Addr>,
+) -> Result<BTreeSet<Ipv4Addr>, String> {
+    let mut links = LinkBuilder::open().map_err(|error| error.to_string())?;
+    let mut echo = Prober::open(&[gateway.into()].into())
+        .map_err(|error| format!("open a raw socket: {error}"))?;
+    let mut answering = BTreeSet::new();
+    let all: Vec<Ipv4Addr> = addresses.iter().copied().collect();
+    for some in all.chunks(ANSWERS_AT_ONCE) {
+        for address in some {
+            // A known neighbor may be an earlier container.
+            links.remove_neighbor(bridge, *address);
+        }
+        let request =
+            |to: &Ipv4Addr| EchoRequest { from: gateway.into(), to: (*to).into(), size: 64 };
+        let requests: Vec<EchoRequest> = some.iter().map(request).collect();
+        let round = echo.round(&requests, 1, FREE_TIMEOUT);
+        let table = fs::read_to_string("/proc/thread-self/net/arp").unwrap_or_default();
+        for (address, outcome) in some.iter().zip(&round.outcomes) {
+            if outcome.has_reply() || is_in_arp_table(&table, bridge.as_str(), (*address).into()) {
+                answering.insert(*address);
+            }
+        }
+    }
+    Ok(answering)
 }
 
 /// Returns whether the table of the kernel has a MAC for an address at a device.

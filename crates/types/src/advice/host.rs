@@ -105,6 +105,12 @@ impl Command {
         Self::own(format!("docker network rm {}", quoted(network.as_str())))
     }
 
+    /// Removes the leases of host-local whose containers are gone. Containers are not touched.
+    #[must_use]
+    pub fn release_leaked_leases() -> Self {
+        Self::own("mesos-overlay ipam check --fix".to_owned())
+    }
+
     /// Releases the addresses of an agent that is gone.
     #[must_use]
     pub fn forget_agent(agent: Ipv4Addr, master: &str) -> Self {

@@ -23,7 +23,7 @@ use overlay_types::secret::show_path;
 use self::processes::{AgentKind, ProcFiles, RunningAgent};
 use self::trusted_files::TrustedFiles;
 use crate::cli::Failure;
-use crate::cli::agent_options::AgentHostOptions;
+use crate::cli::agent_options::{AgentHostOptions, DockerOptions};
 use crate::cli::process::{pluralize, read_agent_config};
 
 /// The port of an agent without `--listen`, and of a Mesos agent.
@@ -191,8 +191,10 @@ impl RunningAgent {
         }
         let options = AgentHostOptions {
             state_dir: self.flag("state-dir", "MESOS_OVERLAY_STATE_DIR").map(PathBuf::from),
-            docker: self.flag("docker", "MESOS_OVERLAY_DOCKER").map(PathBuf::from),
-            no_docker: self.has_switch("no-docker", "MESOS_OVERLAY_NO_DOCKER"),
+            docker: DockerOptions {
+                docker: self.flag("docker", "MESOS_OVERLAY_DOCKER").map(PathBuf::from),
+                no_docker: self.has_switch("no-docker", "MESOS_OVERLAY_NO_DOCKER"),
+            },
         };
         options
             .apply_with(&mut config, |path| self.resolve(path))

@@ -1,0 +1,316 @@
+//! One lease directory of host-local, read as root although its content may be hostile: no symbolic
+//! link is followed, no other kind of file is opened, and numbers and lengths are limited.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
+use rustix::io::Errno;
+
+use super::error::CniError;
+use super::leases::{LAST_RESERVED, LOCK, PROBE_LEASE};
+
+/// Longest content of a lease, in bytes: the ID of a container and the name of a device. IDs of
+/// containers have at most 256 bytes.
+const CONTENT_MAX: u64 = 4096;
+/// Most entries of a lease directory: the addresses of a subnet of 18 bits.
+const ENTRIES_MAX: usize = 1 << 18;
+/// Longest name of a foreign entry that is kept, in bytes.
+const NAME_MAX: usize = 256;
+/// Most foreign entries that are kept.
+const FOREIGN_MAX: usize = 100;
+
+/// A lease of host-local.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// The leased address.
+    pub address: IpAddr,
+    /// The container. Any text, since the plugin stores what its caller names.
+    pub container: String,
+    /// The device in the container. Empty if the first versions of the plugin wrote the lease.
+    pub interface: String,
+    pub(super) file: FileIdentity,
+}
+
+/// Distinguishes the file of a lease from a later file of the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FileIdentity {
+    pub(super) inode: u64,
+    pub(super) modified: Option<SystemTime>,
+}
+
+/// The files of a lease directory.
+#[derive(Debug, Default)]
+pub struct LeaseFiles {
+    /// The leases, in the order of their addresses.
+    pub leases: Vec<Lease>,
+    /// The addresses that the agent leased for its probes.
+    pub probes: Vec<IpAddr>,
+    /// Files with the name of an address that are no lease, and why. host-local does not allocate
+    /// these addresses.
+    pub unreadable: BTreeMap<IpAddr, String>,
+    /// The names of the first other files that host-local does not write.
+    pub foreign: Vec<String>,
+    /// Whether the directory has more entries than were read.
+    pub is_truncated: bool,
+}
+
+/// An open lease directory.
+#[derive(Debug)]
+pub(super) struct LeaseDirectory {
+    path: PathBuf,
+    descriptor: OwnedFd,
+}
+
+impl LeaseDirectory {
+    /// Opens the directory. Returns `None` if it does not exist.
+    pub(super) fn open(path: &Path) -> Result<Option<Self>, CniError> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+        match openat(CWD, path, flags, Mode::empty()) {
+            Ok(descriptor) => Ok(Some(Self { path: path.to_owned(), descriptor })),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(CniError::io("open directory", path, &error.into())),
+        }
+    }
+
+    /// Takes the locks of host-local. Returns `None` if the plugin has one of them.
+    pub(super) fn try_lock(&self) -> Result<Option<Vec<OwnedFd>>, CniError> {
+        let failed = |error: Errno| CniError::io("lock", &self.path.join(LOCK), &error.into());
+        // A pipe as the file would block without `NONBLOCK`.
+        let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = openat(&self.descriptor, LOCK, flags | OFlags::CLOEXEC, Mode::from(0o644));
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        // The first versions of the plugin lock the directory.
+        let directory = openat(&self.descriptor, ".", flags, Mode::empty()).map_err(failed)?;
+        let locks = vec![directory, file.map_err(failed)?];
+        for lock in &locks {
+            match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(Some(locks))
+    }
+
+    /// Reads all leases.
+    pub(super) fn read(&self) -> Result<LeaseFiles, CniError> {
+        let failed = |error: Errno| CniError::io("read directory", &self.path, &error.into());
+        let mut files = LeaseFiles::default();
+        let mut count = 0;
+        for entry in Dir::read_from(&self.descriptor).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().to_str() else {
+                files.add_foreign(&entry.file_name().to_string_lossy());
+                continue;
+            };
+            if [".", "..", LOCK].contains(&name) || name.starts_with(LAST_RESERVED) {
+                continue;
+            }
+            count += 1;
+            if count > ENTRIES_MAX {
+                files.is_truncated = true;
+                break;
+            }
+            // The plugin writes addresses in their usual form.
+            match name.parse::<IpAddr>() {
+                Ok(address) if address.to_string() == name => {
+                    self.read_lease(address, &mut files);
+                }
+                _ => files.add_foreign(name),
+            }
+        }
+        files.leases.sort_by_key(|lease| lease.address);
+        files.foreign.sort_unstable();
+        Ok(files)
+    }
+
+    fn read_lease(&self, address: IpAddr, files: &mut LeaseFiles) {
+        match self.open_lease(address) {
+            Ok((content, _)) if content == PROBE_LEASE => files.probes.push(address),
+            Ok((content, file)) => {
+                let content = String::from_utf8_lossy(&content);
+                let mut lines = content.lines().map(|line| line.trim().to_owned());
+                let container = lines.next().unwrap_or_default();
+                let interface = lines.next().unwrap_or_default();
+                files.leases.push(Lease { address, container, interface, file });
+            }
+            // The plugin has just removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                files.unreadable.insert(address, error.to_string());
+            }
+        }
+    }
+
+    fn open_lease(&self, address: IpAddr) -> io::Result<(Vec<u8>, FileIdentity)> {
+        // Opening a pipe or a device could block or have an effect. Its kind is checked before.
+        let name = address.to_string();
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found =
+            File::from(openat(&self.descriptor, &name, flags, Mode::empty())?).metadata()?;
+        if !found.is_file() {
+            let kind = if found.is_symlink() { "a symbolic link" } else { "no regular file" };
+            return Err(io::Error::other(format!("it is {kind}")));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.descriptor, &name, flags, Mode::empty())?);
+        let metadata = file.metadata()?;
+        let mut content = Vec::new();
+        if metadata.len() > CONTENT_MAX
+            || file.take(CONTENT_MAX + 1).read_to_end(&mut content)? as u64 > CONTENT_MAX
+        {
+            return Err(io::Error::other(format!("it has more than {CONTENT_MAX} bytes")));
+        }
+        let modified = metadata.modified().ok();
+        Ok((content, FileIdentity { inode: metadata.ino(), modified }))
+    }
+
+    /// Removes a lease. A file that the plugin wrote after the lease was read stays: its identity
+    /// differs.
+    pub(super) fn remove(&self, lease: &Lease) -> Result<(), CniError> {
+        let path = self.path.join(lease.address.to_string());
+        match self.open_lease(lease.address) {
+            Ok((_, file)) if file == lease.file => {}
+            Ok(_) => {
+                return Err(CniError::io("remove", &path, &io::Error::other("it has changed")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(CniError::io("remove", &path, &error)),
+        }
+        match unlinkat(&self.descriptor, lease.address.to_string(), AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(CniError::io("remove", &path, &error.into())),
+        }
+    }
+}
+
+impl LeaseFiles {
+    fn add_foreign(&mut self, name: &str) {
+        if self.foreign.len() < FOREIGN_MAX {
+            self.foreign.push(name.chars().take(NAME_MAX).collect());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{FileType, mknodat};
+
+    use super::*;
+
+    struct Directory {
+        root: tempfile::TempDir,
+    }
+
+    impl Directory {
+        fn new() -> Self {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir(root.path().join("vxlan-1")).unwrap();
+            Self { root }
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.root.path().join("vxlan-1").join(name)
+        }
+
+        fn open(&self) -> LeaseDirectory {
+            LeaseDirectory::open(&self.path("")).unwrap().unwrap()
+        }
+    }
+
+    #[test]
+    fn hostile_files_are_named_and_not_read() {
+        let directory = Directory::new();
+        let outside = directory.root.path().join("outside");
+        fs::write(&outside, "secret\r\neth0").unwrap();
+        symlink(&outside, directory.path("192.168.2.3")).unwrap();
+        fs::write(directory.path("192.168.2.4"), vec![b'x'; 1 << 20]).unwrap();
+        fs::create_dir(directory.path("192.168.2.5")).unwrap();
+        // Opening a pipe would block.
+        mknodat(CWD, directory.path("192.168.2.6"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        fs::write(directory.path("192.168.2.7"), "\u{1b}[31m\r\n\u{7}").unwrap();
+        fs::write(directory.path("fd01:b:0::2"), "").unwrap();
+        fs::write(directory.path("notes\n"), "").unwrap();
+        fs::write(directory.path("lock"), "").unwrap();
+        fs::write(directory.path("last_reserved_ip.0"), "192.168.2.7").unwrap();
+        fs::write(directory.path("192.168.2.126"), PROBE_LEASE).unwrap();
+        let found = directory.open().read().unwrap();
+        assert_eq!(found.probes, ["192.168.2.126".parse::<IpAddr>().unwrap()]);
+        let reasons: Vec<String> =
+            found.unreadable.iter().map(|(ip, reason)| format!("{ip}: {reason}")).collect();
+        assert_eq!(
+            reasons,
+            [
+                "192.168.2.3: it is a symbolic link",
+                "192.168.2.4: it has more than 4096 bytes",
+                "192.168.2.5: it is no regular file",
+                "192.168.2.6: it is no regular file",
+            ]
+        );
+        let [lease] = &found.leases[..] else { panic!("{:?}", found.leases) };
+        assert_eq!((lease.container.as_str(), lease.interface.as_str()), ("\u{1b}[31m", "\u{7}"));
+        assert_eq!(found.foreign, ["fd01:b:0::2", "notes\n"]);
+    }
+
+    #[test]
+    fn only_unchanged_lease_is_removed() {
+        let directory = Directory::new();
+        let path = directory.path("192.168.2.3");
+        fs::write(&path, "one\r\neth0").unwrap();
+        let leases = directory.open().read().unwrap().leases;
+        fs::remove_file(&path).unwrap();
+        directory.open().remove(&leases[0]).unwrap();
+        fs::write(directory.path("keep"), "").unwrap();
+        fs::write(&path, "two\r\neth0").unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let error = directory.open().remove(&leases[0]).unwrap_err().to_string();
+        assert!(error.ends_with("192.168.2.3: it has changed"), "{error}");
+        assert!(path.exists());
+        let leases = directory.open().read().unwrap().leases;
+        // The network's directory may be replaced by a link meanwhile.
+        let (open, moved) = (directory.open(), directory.root.path().join("moved"));
+        fs::rename(directory.path(""), &moved).unwrap();
+        symlink("/", directory.root.path().join("vxlan-1")).unwrap();
+        open.remove(&leases[0]).unwrap();
+        assert!(!moved.join("192.168.2.3").exists() && moved.join("keep").exists());
+        assert!(LeaseDirectory::open(&directory.root.path().join("vxlan-1")).is_err(), "a link");
+    }
+
+    #[test]
+    fn lock_that_is_no_file_is_refused() {
+        let directory = Directory::new();
+        symlink("/dev/null", directory.path("lock")).unwrap();
+        assert!(directory.open().try_lock().is_err());
+        fs::remove_file(directory.path("lock")).unwrap();
+        mknodat(CWD, directory.path("lock"), FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        assert!(directory.open().try_lock().is_err());
+        fs::remove_file(directory.path("lock")).unwrap();
+        let held = directory.open().try_lock().unwrap();
+        assert!(held.is_some() && directory.open().try_lock().unwrap().is_none());
+    }
+
+    #[test]
+    fn thousands_of_entries_take_little_memory() {
+        let directory = Directory::new();
+        for number in 0..5000_u32 {
+            fs::write(directory.path(&format!("note-{number}")), "").unwrap();
+        }
+        let open = directory.open();
+        let taken = allocation_counter::measure(|| {
+            let found = open.read().unwrap();
+            assert_eq!((found.foreign.len(), found.leases.len()), (FOREIGN_MAX, 0));
+        });
+        assert!(taken.bytes_max < 256 * 1024, "{} bytes", taken.bytes_max);
+    }
+}
