@@ -10,6 +10,7 @@ mod bundle;
 mod capacity;
 mod check;
 mod clean;
+mod color;
 mod completions;
 mod demo;
 mod doctor;

@@ -1,7 +1,7 @@
 //! Results on stdout: lines, JSON and tables.
 //!
 //! If the reader closes stdout early, as `head` does, the rest is dropped silently and the exit
-//! code does not change. The output has no color, so it does not depend on a terminal.
+//! code does not change. On a terminal, status words have [colors](super::color).
 
 use std::fmt::Display;
 use std::io::{self, BufWriter, ErrorKind, IsTerminal as _, StdoutLock, Write};
@@ -13,7 +13,7 @@ use rustix::termios::tcgetwinsize;
 use serde::Serialize;
 use serde_json::ser::Formatter;
 
-use super::Failure;
+use super::{Failure, color};
 use crate::logging::print_to_stderr;
 
 /// Rows that are laid out together. This bounds the memory for a table of millions of rows.
@@ -140,17 +140,34 @@ pub(super) struct DryRun {
 /// Buffered writer to stdout.
 pub(super) struct Output {
     stdout: BufWriter<Pipe>,
+    has_colors: bool,
 }
 
 impl Output {
     pub(super) fn new() -> Self {
         let pipe = Pipe { stdout: io::stdout().lock(), is_closed: false };
-        Self { stdout: BufWriter::new(pipe) }
+        Self { stdout: BufWriter::new(pipe), has_colors: color::is_enabled() }
     }
 
     /// Writes one or several lines. Characters that a terminal would interpret are escaped.
     pub(super) fn line(&mut self, line: impl Display) -> Result<(), Failure> {
         self.write(&escape::lines(&line.to_string()))
+    }
+
+    /// Writes a line with status words, which have colors on a terminal.
+    pub(super) fn status_line(&mut self, line: impl Display) -> Result<(), Failure> {
+        self.painted_line(line, |line| color::paint_status(line).into_owned())
+    }
+
+    /// Writes a line with colors on a terminal. `paint` gets the escaped line.
+    pub(super) fn painted_line(
+        &mut self,
+        line: impl Display,
+        paint: impl FnOnce(&str) -> String,
+    ) -> Result<(), Failure> {
+        let line = line.to_string();
+        let line = escape::lines(&line);
+        if self.has_colors { self.write(&paint(&line)) } else { self.write(&line) }
     }
 
     /// Writes a line for each text, escaped, after `label` and a colon.
@@ -264,6 +281,8 @@ pub(super) struct Table {
     widths: Vec<u16>,
     /// Width of the terminal, if the last column is wrapped.
     wrap_width: Option<u16>,
+    /// Whether the last column begins with a status.
+    has_status: bool,
 }
 
 impl Table {
@@ -273,12 +292,14 @@ impl Table {
             rows: Vec::new(),
             widths: vec![0; header.len()],
             wrap_width: None,
+            has_status: false,
         }
     }
 
-    /// Creates a table with sentences in the last column, which a terminal shows wrapped.
+    /// Creates a table with a status or sentences in the last column. A terminal shows them wrapped,
+    /// and status words with colors.
     pub(super) fn with_sentences(header: &[&str]) -> Self {
-        Self { wrap_width: terminal_width(), ..Self::new(header) }
+        Self { wrap_width: terminal_width(), has_status: true, ..Self::new(header) }
     }
 
     /// Adds a row. Writes the collected rows when their number reaches the limit.
@@ -331,10 +352,22 @@ impl Table {
             grid.set_content_arrangement(ContentArrangement::Dynamic).set_width(width);
         }
         for line in grid.lines() {
-            output.line(line.trim_end())?;
+            let line = line.trim_end();
+            if self.has_status {
+                output.painted_line(line, |line| paint_last_column(line, before_last.into()))?;
+            } else {
+                output.line(line)?;
+            }
         }
         Ok(())
     }
+}
+
+/// Colors the status words in the column that begins at this character.
+fn paint_last_column(line: &str, start: usize) -> String {
+    let start = line.char_indices().nth(start).map_or(line.len(), |(at, _)| at);
+    let (others, last) = line.split_at(start);
+    format!("{others}{}", color::paint_status(last))
 }
 
 /// Returns the width of the terminal; `None` if stdout is none, since files are not wrapped.

@@ -171,25 +171,25 @@ impl ClusterStatus {
     fn print(&self, output: &mut Output) -> Result<(), Failure> {
         let Self { master, status, agents, .. } = self;
         match (status, self.epoch, self.version) {
-            (Some(status), Some(epoch), Some(version)) => output.line(format_args!(
+            (Some(status), Some(epoch), Some(version)) => output.status_line(format_args!(
                 "master {master}: {status} (epoch {epoch}, version {version})"
             ))?,
             _ => output.line(format_args!("master {master}: it shows no health"))?,
         }
-        output.line(agents)?;
+        output.status_line(agents)?;
         if let Some(authentication) = &self.authentication {
             output.line(authentication)?;
         }
         for Reason { reason, agents } in self.reasons.iter().take(REASONS_MAX) {
             let count = pluralize(agents.len() as u128, "agent");
-            output.line(format_args!("{count}: {reason}: {}", few(agents)))?;
+            output.status_line(format_args!("{count}: {reason}: {}", few(agents)))?;
         }
         if let Some(more) = self.reasons.len().checked_sub(REASONS_MAX).filter(|&more| more > 0) {
             let more = pluralize(more as u128, "more reason");
             output.line(format_args!("… and {more}: see 'mesos-overlay state'"))?;
         }
         for problem in &self.problems {
-            output.line(format_args!("problem: {problem}"))?;
+            output.status_line(format_args!("problem: {problem}"))?;
         }
         Ok(())
     }

@@ -33,4 +33,5 @@ mod state;
 mod state_file;
 mod status;
 mod support;
+mod terminal;
 mod untrusted_input;

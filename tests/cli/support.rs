@@ -1,5 +1,6 @@
 //! Runs the built binary: once, or as a process that lives as long as a test.
 
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::unix::net::UnixListener;
@@ -9,6 +10,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{Builder, JoinHandle, park_timeout};
 use std::time::Duration;
 
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
 
 /// The example of the C++ modules.
@@ -108,6 +111,31 @@ impl TestDir {
         }
     }
 
+    /// Runs the binary with stdout and stderr on a terminal of this width. Returns what the terminal
+    /// received, with the line ends of a file.
+    pub(crate) fn run_on_terminal(
+        &self,
+        arguments: &str,
+        environment: &[(&str, &str)],
+        columns: u16,
+    ) -> (Option<i32>, String) {
+        let (mut controller, terminal) = open_terminal(columns);
+        let mut command = self.command(arguments);
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+            command.env_remove(name);
+        }
+        command.env("TERM", "xterm").envs(environment.iter().copied());
+        command.stdout(terminal.try_clone().unwrap()).stderr(terminal);
+        let mut child = command.spawn().unwrap();
+        // The end of the child is the end of the terminal's last user.
+        drop(command);
+        let mut shown = Vec::new();
+        // A terminal without users reports an error instead of the end.
+        let _ = controller.read_to_end(&mut shown);
+        let code = child.wait().unwrap().code();
+        (code, String::from_utf8(shown).unwrap().replace("\r\n", "\n"))
+    }
+
     /// Runs the binary with a stdout pipe whose reading end is closed.
     pub(crate) fn run_into_closed_pipe(&self, arguments: &str) -> Outcome {
         let mut child = self.command(arguments).stdout(Stdio::piped()).spawn().unwrap();
@@ -128,6 +156,18 @@ impl TestDir {
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         command
     }
+}
+
+/// Opens a pseudo-terminal. Returns the end that shows what programs write, and that of programs.
+fn open_terminal(columns: u16) -> (File, File) {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let path = ptsname(&controller, Vec::new()).unwrap();
+    let terminal = File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&terminal, size).unwrap();
+    (File::from(controller), terminal)
 }
 
 pub(crate) fn program() -> &'static Path {

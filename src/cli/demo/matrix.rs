@@ -20,6 +20,9 @@ const TRIES: u32 = 3;
 /// Width of a cell of the matrix.
 const CELL_WIDTH: usize = 5;
 
+/// The cell of a ping without a reply.
+pub(super) const LOST: &str = "lost";
+
 /// A ping between two containers, which are identified by their names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Ping {
@@ -119,7 +122,7 @@ fn cell(from: &str, to: &str, pings: &[Ping]) -> String {
     let matching = pings.iter().filter(|ping| ping.from == from && ping.to == to);
     let times: Option<Vec<u64>> = matching.map(|ping| ping.microseconds).collect();
     match times.map(|times| times.into_iter().max()) {
-        None => "lost".to_owned(),
+        None => LOST.to_owned(),
         Some(None) => "·".to_owned(),
         Some(Some(slowest)) => milliseconds(slowest),
     }

@@ -13,10 +13,10 @@ use super::diagram::COLUMNS_MAX;
 use super::hosts::UPLINK;
 use super::matrix::{self, Ping};
 use super::{DemoResult, diagram, hints};
-use crate::cli::Failure;
 use crate::cli::output::Output;
 use crate::cli::process::pluralize;
 use crate::cli::state::{print_agents, unix_now};
+use crate::cli::{Failure, color};
 
 /// The output with `--json`.
 #[derive(Serialize)]
@@ -81,7 +81,7 @@ fn print_hosts(output: &mut Output, result: &DemoResult) -> Result<(), Failure> 
     let addresses: Vec<(&str, Ipv4Addr)> =
         containers.map(|container| (container.name.as_str(), container.address)).collect();
     for line in matrix::draw(&addresses, &result.pings) {
-        output.line(line)?;
+        output.painted_line(line, |line| color::paint_word(line, matrix::LOST))?;
     }
     output.line("")?;
     matrix::summary(&result.pings).iter().try_for_each(|line| output.line(wrap(line)))

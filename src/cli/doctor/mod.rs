@@ -17,6 +17,7 @@ use serde::Serialize;
 use self::discovery::Discovery;
 use super::Failure;
 use super::agent_options::AgentHostOptions;
+use super::color;
 use super::http_client::block_on;
 use super::master_address::{AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
@@ -118,9 +119,10 @@ impl DoctorCommand {
     fn report(&self, report: &Report) -> Result<(), Failure> {
         let wrong = report.count(Severity::Wrong);
         let print_text = |output: &mut Output| {
-            report.lines().iter().try_for_each(|line| output.line(line))?;
+            let mut lines = report.lines().into_iter();
+            lines.try_for_each(|line| output.painted_line(line, color::paint_severity))?;
             output.line("")?;
-            output.line(summary(report))
+            output.status_line(summary(report))
         };
         let json = JsonReport { ok: wrong == 0, findings: report.entries() };
         self.format.print(&json, print_text)?;

@@ -198,12 +198,12 @@ fn print_condition(
     summary: &str,
     health: Option<&Health>,
 ) -> Result<(), Failure> {
-    output.line(summary)?;
+    output.status_line(summary)?;
     if let Some(authentication) = health.and_then(Health::authentication) {
         output.line(authentication)?;
     }
     for problem in health.map(|health| displayed_problems(&health.problems)).unwrap_or_default() {
-        output.line(format_args!("problem: {problem}"))?;
+        output.status_line(format_args!("problem: {problem}"))?;
     }
     Ok(())
 }
