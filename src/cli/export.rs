@@ -15,6 +15,7 @@ use super::Failure;
 use super::output::{Output, print_error, sanitize};
 use super::output_file;
 use super::process::pluralize;
+use super::progress::Progress;
 use super::store_uri::{OpenedArchive, StoreOptions, StoreUri, network_required, store_failure};
 
 /// Write the state of a store into a file.
@@ -57,6 +58,7 @@ impl ExportCommand {
         let uri = StoreUri::from_flag("--from", &self.from)?;
         let network = self.store.network()?;
         let content = self.content(&uri, network.as_ref())?;
+        let progress = Progress::start("reading the state of the store");
         let OpenedArchive { mut archive, name, .. } = self.store.open(&uri, network.clone())?;
         let snapshot = archive.read_snapshot().map_err(store_failure)?.ok_or_else(|| {
             Failure::new(format!(
@@ -65,6 +67,7 @@ impl ExportCommand {
             ))
         })?;
         let content = content.encode(&name, &snapshot)?;
+        drop(progress);
         for warning in &snapshot.warnings {
             print_error(format_args!("{name}: warning: {}", sanitize(warning)));
         }

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::Failure;
 use super::output::{DryRun, Output, OutputFormat, print_error, sanitize};
 use super::process::{display_name, pluralize, read_bytes};
+use super::progress::Progress;
 use super::response::is_json_within;
 use super::store_uri::{StoreOptions, StoreUri, network_required, store_failure};
 
@@ -87,6 +88,7 @@ impl ImportCommand {
             return Err(network_required("--to log"));
         }
         let ImportedState { records, counts, mut warnings } = self.read()?;
+        let progress = Progress::start("opening the store");
         let mut store = self.store.open(&uri, network)?;
         self.store.refuse_running_masters(&store)?;
         let former = store.archive.read_snapshot().map_err(store_failure)?;
@@ -105,10 +107,12 @@ impl ImportCommand {
             warnings,
         };
         if !report.dry_run {
+            progress.describe("writing the state into the store");
             let replaced = store.archive.replace(&records, counts).map_err(store_failure)?;
             report.version = Some(replaced.version.0);
             report.kept = replaced.kept;
         }
+        drop(progress);
         self.format.print(&report, |output| print(output, &report))
     }
 

@@ -29,6 +29,7 @@ mod output;
 mod output_file;
 mod plan;
 mod process;
+mod progress;
 mod reload;
 mod response;
 mod service_notifier;

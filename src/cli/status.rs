@@ -16,6 +16,7 @@ use super::http_client::{Health, MasterClient, block_on};
 use super::master_address::MasterAddress;
 use super::output::{Output, OutputFormat, print_error, sanitize};
 use super::process::pluralize;
+use super::progress::Progress;
 use super::response::displayed_problems;
 
 /// Time between two attempts of `--wait`.
@@ -104,19 +105,23 @@ impl StatusCommand {
     /// Waits until everything is ok, and shows the last status.
     fn wait(&self, limit: Duration) -> Result<(), Failure> {
         let start = now();
+        let progress = Progress::start("waiting for the master");
         loop {
             let status = self.read();
             let is_last = start.elapsed() >= limit;
             match status {
                 Ok(status) if is_last || status.problem().is_none() => {
+                    drop(progress);
                     self.print(&status)?;
                     return status.require_ok().map_err(|failure| after(limit, &failure));
                 }
                 // Repeating a wrong flag would not help.
                 Err(failure) if failure.is_usage => return Err(failure),
                 Err(failure) if is_last => return Err(after(limit, &failure)),
-                Ok(_) | Err(_) => sleep(WAIT_INTERVAL.min(limit.saturating_sub(start.elapsed())))?,
+                Ok(status) => progress.describe(&status.problem().unwrap_or_default()),
+                Err(failure) => progress.describe(&failure.to_string()),
             }
+            sleep(WAIT_INTERVAL.min(limit.saturating_sub(start.elapsed())))?;
         }
     }
 

@@ -1,8 +1,8 @@
-//! Colors on a terminal, and none elsewhere.
+//! Colors and progress on a terminal, and neither of them elsewhere.
 
 use serde_json::{Value, json};
 
-use crate::support::{FakeMaster, TestDir, http_response};
+use crate::support::{FakeMaster, RunningProcess, TestDir, http_response};
 
 const RECORDED_STATE: &str = include_str!("../golden/overlay-master-state.json");
 
@@ -74,6 +74,38 @@ fn severities_of_doctor_have_colors_on_terminal() {
     assert!(!shown.contains("\n\x1b[32mnote"), "{shown:?}");
     let (_, plain) = dir.run_on_terminal("doctor --agent 127.0.0.1:1", &[("TERM", "dumb")], 300);
     assert!(!plain.contains("\x1b[3"), "{plain:?}");
+}
+
+#[test]
+fn waiting_shows_spinner_after_a_second_and_erases_it() {
+    let (dir, master) = (TestDir::new(), master());
+    let arguments = format!("status --master {} --wait 3s", master.address);
+    let plain = dir.run(&arguments);
+    let plain = format!("{}{}", plain.stdout, plain.stderr);
+    let (code, shown) = dir.run_on_terminal(&arguments, &[], 80);
+    assert_eq!(code, Some(1), "{shown:?}");
+    let (progress, result) = shown.rsplit_once("\x1b[2K").expect(&shown);
+    // The line fits the terminal, so that erasing it leaves nothing.
+    assert!(progress.contains(" 1s the master is degraded, 1 agent failed"), "{progress:?}");
+    assert!(!progress.contains('\n'), "{progress:?}");
+    assert_eq!(without_colors(result), plain);
+    // A dumb terminal cannot erase it.
+    let (_, shown) = dir.run_on_terminal(&arguments, &[("TERM", "dumb")], 80);
+    assert_eq!(shown, plain);
+}
+
+#[test]
+fn operation_within_a_second_shows_no_spinner() {
+    let dir = TestDir::with_network();
+    let config = "--store memory --listen 127.0.0.1:0";
+    let mut master = RunningProcess::start(&dir, &format!("master --config network.json {config}"));
+    let address = master.expect_log("overlay master at ");
+    let address = address.split(": ").next().unwrap();
+    let arguments = format!("status --master {address} --wait");
+    dir.run(&arguments).success();
+    let (code, shown) = dir.run_on_terminal(&arguments, &[], 80);
+    assert_eq!((code, shown.lines().count()), (Some(0), 2), "{shown:?}");
+    assert!(!shown.contains('\r') && !shown.contains("\x1b[2K"), "{shown:?}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::http_client::block_on;
 use super::master_address::{AgentAddress, CredentialFile, MasterSource};
 use super::output::{Output, OutputFormat, sanitize};
 use super::process::pluralize;
+use super::progress::Progress;
 
 /// Find problems of this host, and show their remedies.
 #[derive(Debug, Args)]
@@ -77,14 +78,17 @@ impl DoctorCommand {
         self.host.apply(&mut discovery.config)?;
         let agent = self.agent_address(&discovery);
         let port = agent.port_of_peers();
+        let progress = Progress::start("examining this host");
         let observed = self.observe(discovery, &agent)?;
         let mut findings = overlay_doctor::check(&observed);
         if self.probe {
+            progress.describe("sending packets through the tunnels to the peers");
             let probed = overlay_doctor::probe(&observed, |ips| agent_query::agents(ips, port));
             findings.extend(probed.map_err(|error| {
                 Failure::new(format!("doctor: probe: {error}: run it as root"))
             })?);
         }
+        drop(progress);
         let findings = findings.into_iter().map(|finding| finding.map_texts(sanitize));
         self.report(&Report::new(findings.collect(), &observed))
     }
