@@ -106,6 +106,20 @@ fn check_doctor(output: &[u8]) {
     assert!(!text.contains("no agent answers"), "{text}");
 }
 
+/// Checks that systemd restarts an agent that hangs.
+fn check_watchdog(host: &BootedSystem) {
+    let directory = "/run/systemd/system/mesos-overlay-agent.service.d";
+    host.run(&format!(
+        "mkdir -p {directory} && printf '[Service]\\nWatchdogSec=2\\n' >{directory}/watchdog.conf \
+         && systemctl daemon-reload && systemctl restart mesos-overlay-agent \
+         && systemctl kill --signal=STOP mesos-overlay-agent"
+    ));
+    host.wait_for("systemd restarts the agent", || {
+        host.log("mesos-overlay-agent").contains("Watchdog timeout (limit 2s)!")
+            && host.succeeds("systemctl is-active mesos-overlay-agent")
+    });
+}
+
 fn main_process(host: &BootedSystem, service: &str) -> String {
     host.run(&format!("systemctl show --property=MainPID --value {service}"))
 }
@@ -151,6 +165,8 @@ fn confined_services_connect_containers_of_two_hosts() {
     });
     check_containers(&hosts, &address);
     assert!(!hosts[0].log("mesos-overlay-agent").contains("not permitted"));
+    check_watchdog(&hosts[1]);
+    wait_until_ok(&hosts);
 }
 
 #[test]
