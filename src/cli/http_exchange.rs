@@ -190,11 +190,11 @@ pub(super) async fn get_from_agent(
     path: &str,
     authorization: Option<&Authorization>,
 ) -> Result<(StatusCode, Bytes), String> {
-    get_up_to(endpoint, path, authorization, AGENT_MAX).await
+    get_bounded_from_agent(endpoint, path, authorization, AGENT_MAX).await
 }
 
-/// Sends a GET request like [`get_from_agent`]. The response has at most `max` bytes.
-pub(super) async fn get_up_to(
+/// Sends a GET request like [`get_from_agent`]. A response of more than `max` bytes is an error.
+pub(super) async fn get_bounded_from_agent(
     endpoint: &Endpoint,
     path: &str,
     authorization: Option<&Authorization>,

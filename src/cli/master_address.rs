@@ -28,7 +28,7 @@ const ZOOKEEPER: &str = "zk://";
 const NO_MASTER: &str = "it is no address of a master: write IP:PORT, NAME:PORT, or \
                          zk://USER:PASSWORD@HOST:PORT,…/PATH in lower case and without quotes";
 /// The default port of an agent.
-const AGENT_PORT_DEFAULT: u16 = 5051;
+pub(super) const AGENT_PORT_DEFAULT: u16 = 5051;
 
 /// The flags that name a running master and log in to it.
 #[derive(Debug, Args)]
@@ -79,27 +79,31 @@ impl CredentialFile {
 
     /// Reads the file, if one was given. Warns on stderr if other users can read it.
     pub(super) fn read(&self) -> Result<Option<Authorization>, Failure> {
-        let Some(path) = self.credential.as_deref() else { return Ok(None) };
-        let path = credential_path(path);
-        let name = path.display().to_string();
-        let failure = |reason: &dyn fmt::Display| {
-            Failure::new(format!("--credential: read {name}: {reason}"))
-        };
-        let (text, warning) = read_secret(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => failure(&format_args!("{error}: check the path")),
-            io::ErrorKind::InvalidData => failure(&"it is not UTF-8 text: save it as UTF-8"),
-            _ => failure(&error),
-        })?;
-        if let Some(warning) = warning {
-            print_error(format_args!("mesos-overlay: warning: {warning}"));
-        }
-        let credential = Credential::parse(&text).map_err(|error| failure(&error))?;
-        let header = HeaderValue::try_from(credential.basic_authorization());
-        // Base64 is valid in a header.
-        let mut header = header.map_err(|_| failure(&"it fits into no header"))?;
-        header.set_sensitive(true);
-        Ok(Some(Authorization { header, file: name }))
+        let path = self.credential.as_deref();
+        path.map(|path| read_credential("--credential", path)).transpose()
     }
+}
+
+/// Reads the file of a credential that `flag` names. Warns on stderr if other users can read it.
+pub(super) fn read_credential(flag: &str, path: &Path) -> Result<Authorization, Failure> {
+    let path = credential_path(path);
+    let name = path.display().to_string();
+    let failure =
+        |reason: &dyn fmt::Display| Failure::new(format!("{flag}: read {name}: {reason}"));
+    let (text, warning) = read_secret(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => failure(&format_args!("{error}: check the path")),
+        io::ErrorKind::InvalidData => failure(&"it is not UTF-8 text: save it as UTF-8"),
+        _ => failure(&error),
+    })?;
+    if let Some(warning) = warning {
+        print_error(format_args!("mesos-overlay: warning: {warning}"));
+    }
+    let credential = Credential::parse(&text).map_err(|error| failure(&error))?;
+    let header = HeaderValue::try_from(credential.basic_authorization());
+    // Base64 is valid in a header.
+    let mut header = header.map_err(|_| failure(&"it fits into no header"))?;
+    header.set_sensitive(true);
+    Ok(Authorization { header, file: name })
 }
 
 /// Reads a file with a secret. Also returns a warning if other users can read the file.

@@ -12,6 +12,7 @@ mod check;
 mod clean;
 mod color;
 mod completions;
+mod connectivity;
 mod demo;
 mod doctor;
 mod export;
@@ -99,6 +100,8 @@ enum Command {
     Status(status::StatusCommand),
     /// Show the allocations and the status of a running master's agents
     State(state::StateCommand),
+    /// Show which agents do not reach each other, by the probes of all agents
+    Connectivity(connectivity::ConnectivityCommand),
     /// Show the addresses that the containers of this host use, and what is wrong with them
     Ipam(ipam::IpamCommand),
     /// Release the addresses of agents that are gone
@@ -148,6 +151,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Plan(command) => command.run(),
         Command::Status(command) => command.run(),
         Command::State(command) => command.run(),
+        Command::Connectivity(command) => command.run(),
         Command::Ipam(command) => command.run(),
         Command::Forget(command) => command.run(),
         Command::Reload(command) => command.run(),

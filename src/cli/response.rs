@@ -53,10 +53,19 @@ pub(super) async fn read_body(mut body: Incoming, max: usize) -> Result<Bytes, B
 /// Why the body of a response cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
-    #[error("the body has more than {} MiB", max / MIB)]
+    #[error("the body has more than {}", size(*max))]
     TooLong { max: usize },
     #[error(transparent)]
     Http(hyper::Error),
+}
+
+/// Writes a limit: all of them are whole numbers of KiB.
+fn size(bytes: usize) -> String {
+    if bytes.is_multiple_of(MIB) {
+        format!("{} MiB", bytes / MIB)
+    } else {
+        format!("{} KiB", bytes / 1024)
+    }
 }
 
 /// Decodes the JSON of `/overlay-master/state`.

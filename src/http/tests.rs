@@ -256,7 +256,7 @@ fn unknown_path_lists_relative_paths() {
     assert_eq!(
         text(&response),
         "no endpoint at '': the endpoints of this server are overlay-agent/overlay, \
-         overlay-agent/health, overlay-agent/metrics\n"
+         overlay-agent/health, overlay-agent/probes, overlay-agent/metrics\n"
     );
 }
 
@@ -275,6 +275,23 @@ fn history_query_selects_all_agents_or_one() {
         route("/overlay-master/history?agent=x"),
         Err("agent: invalid IPv4 address syntax: write ?agent=10.0.0.1\n".to_owned())
     );
+}
+
+#[test]
+fn probes_query_limits_named_peers() {
+    let route = |path: &str| match route_agent(&get(path, &[])) {
+        Ok((routed, _)) => Ok(routed),
+        Err(response) => Err(text(&response).to_owned()),
+    };
+    assert_eq!(route("/overlay-agent/probes"), Ok(AgentRequest::Probes(64)));
+    assert_eq!(route("/overlay-agent/probes?limit=0"), Ok(AgentRequest::Probes(0)));
+    assert_eq!(route("/overlay-agent/probes?limit=1024"), Ok(AgentRequest::Probes(1024)));
+    for invalid in ["1025", "-1", "x", ""] {
+        let refused = "limit: it is no number from 0 to 1024: write ?limit=100\n".to_owned();
+        assert_eq!(route(&format!("/overlay-agent/probes?limit={invalid}")), Err(refused));
+    }
+    let refused = route("/overlay-agent/probes?limits=1").unwrap_err();
+    assert!(refused.contains("limit"), "{refused}");
 }
 
 #[test]
@@ -404,6 +421,7 @@ fn unknown_and_duplicate_parameters_are_refused_everywhere() {
         ("POST", "/overlay-master/reload"),
         ("GET", "/overlay-agent/overlay"),
         ("GET", "/overlay-agent/health"),
+        ("GET", "/overlay-agent/probes"),
         ("GET", "/overlay-agent/metrics"),
     ];
     for (method, path) in endpoints {

@@ -24,7 +24,7 @@ use crate::runtime::{
 };
 
 /// Path, access, and text of `/help` of each route.
-pub(super) const ROUTES: [(&str, Access, &str); 3] = [
+pub(super) const ROUTES: [(&str, Access, &str); 4] = [
     (
         "/overlay",
         Access::Read,
@@ -36,6 +36,12 @@ pub(super) const ROUTES: [(&str, Access, &str); 3] = [
         "/health",
         Access::Read,
         "### TL;DR; ###\nCondition of the overlay agent, and problems for an operator.\n",
+    ),
+    (
+        "/probes",
+        Access::Read,
+        "### TL;DR; ###\nThe probes of all peers.\n\n\
+         Query parameters:\n\n>        limit=N   Names at most so many peers that fail.\n",
     ),
     ("/metrics", Access::Read, "### TL;DR; ###\nMetrics of the overlay agent, for Prometheus.\n"),
 ];

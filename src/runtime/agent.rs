@@ -123,7 +123,7 @@ impl Service for Agent {
                     Self::degrade(&mut snapshot.metrics, severity);
                 }
             }
-            Reply::Overlay(_) => {}
+            Reply::Overlay(_) | Reply::Probes(_) => {}
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::documentation::flags;
 use crate::support::{TestDir, program};
 
-pub(crate) const SUBCOMMANDS: [&str; 17] = [
+pub(crate) const SUBCOMMANDS: [&str; 18] = [
     "master",
     "agent",
     "clean",
@@ -15,6 +15,7 @@ pub(crate) const SUBCOMMANDS: [&str; 17] = [
     "plan",
     "status",
     "state",
+    "connectivity",
     "ipam",
     "forget",
     "reload",

@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod completions;
 mod config_errors;
+mod connectivity;
 mod demo;
 mod doctor;
 mod documentation;

@@ -24,7 +24,7 @@ use self::archive::{Archive, Item, TEXT_MAX};
 use self::redaction::Redaction;
 use super::doctor::discovery::{self, Discovery};
 use super::http_client::{MasterClient, block_on};
-use super::http_exchange::{Endpoint, get_up_to};
+use super::http_exchange::{Endpoint, get_bounded_from_agent};
 use super::master_address::{AgentAddress, Authorization, CredentialFile, MasterSource};
 use super::output::Output;
 use super::output_file;
@@ -246,7 +246,9 @@ fn ask_agent(
     path: &str,
     credential: Option<&Authorization>,
 ) -> Result<Bytes, String> {
-    let asked = block_on(async { Ok(get_up_to(endpoint, path, credential, response_max()).await) });
+    let asked = block_on(async {
+        Ok(get_bounded_from_agent(endpoint, path, credential, response_max()).await)
+    });
     let (status, body) = asked.map_err(|failure| failure.to_string())??;
     // A failed agent answers with 503 and a health in the usual form.
     let is_answer = status.is_success() || status == StatusCode::SERVICE_UNAVAILABLE;

@@ -96,7 +96,7 @@ struct CheckCommand {
         value_parser = clap::builder::BoolishValueParser::new()
     )]
     fix: bool,
-    /// Show all problems, and not only the first 20 of each kind
+    /// Show all lines, and not only the first 20 of each kind
     #[arg(
         long,
         env = "MESOS_OVERLAY_ALL",

@@ -6,6 +6,7 @@ mod authentication;
 mod bridges;
 mod closed;
 mod collision;
+mod connectivity;
 mod container;
 mod detours;
 mod diagnosis;

@@ -20,9 +20,10 @@ const WRONG_AUTHORIZATION: (&str, &str) = ("Authorization", "Basic b3BlcmF0b3I6Z
 /// The flags that protect all endpoints of a Mesos process.
 const PROTECTED: [&str; 2] = ["--authenticate_http_readonly", "--authenticate_http_readwrite"];
 
-const AGENT_REQUESTS: [(&str, &str, &str); 3] = [
+const AGENT_REQUESTS: [(&str, &str, &str); 4] = [
     ("GET", "/overlay-agent/overlay", ""),
     ("GET", "/overlay-agent/health", ""),
+    ("GET", "/overlay-agent/probes", ""),
     ("GET", "/overlay-agent/metrics", ""),
 ];
 const MASTER_REQUESTS: [(&str, &str, &str); 4] = [

@@ -10,7 +10,7 @@ use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{AgentInfo, AuthenticationChallenge, Message, RequestId};
 use overlay_types::tunnel::{Desired, ProbePacket};
 
-use super::{FoundNetworks, Health, Metrics};
+use super::{FoundNetworks, Health, Metrics, ProbeDetails};
 use crate::metrics::Snapshot;
 
 /// The part of the observed state to read before the desired state is applied.
@@ -202,6 +202,8 @@ pub enum Reply {
     Overlay(AgentInfo),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
+    /// To [`super::Request::Probes`].
+    Probes(Box<ProbeDetails>),
     /// To [`super::Request::Metrics`].
     Metrics(Box<Snapshot<Metrics>>),
 }

@@ -314,6 +314,8 @@ pub enum Request {
     Overlay,
     /// The health of the agent.
     Health,
+    /// The probes of all peers, with at most this number of peers named.
+    Probes(usize),
     /// The metrics of the agent.
     Metrics,
 }

@@ -51,6 +51,10 @@ impl Agent {
         match request {
             Request::Overlay => Reply::Overlay(self.info()),
             Request::Health => Reply::Health(Box::new(self.health(now))),
+            Request::Probes(max) => {
+                let identity = |underlay| self.peers.owner(underlay);
+                Reply::Probes(Box::new(self.probes.details(max, identity)))
+            }
             Request::Metrics => Reply::Metrics(Box::new(self.snapshot())),
         }
     }

@@ -77,8 +77,9 @@ pub use settings::{AuthenticationSettings, Settings};
 use tunnel::Tunnel;
 pub use tunnel::TunnelSettings;
 pub use view::{
-    AuthenticationHealth, Condition, Counters, DirectHealth, Health, NetworkHealth, OverlayTally,
-    PeerProbeHealth, ProbeHealth, ProbeTally, ProblemSource, TunnelHealth, VxlanPeerHealth,
+    AuthenticationHealth, Condition, Counters, DirectHealth, Health, NamedPeer, NetworkHealth,
+    OverlayTally, PeerProbeHealth, ProbeDetails, ProbeHealth, ProbeTally, ProblemSource,
+    RoundTrips, TunnelHealth, VxlanPeerHealth,
 };
 
 /// What the parts of the agent need to handle an event.

@@ -1,5 +1,7 @@
 //! The counters and the health of the agent.
 
+use std::net::IpAddr;
+
 use overlay_types::protocol::{AuthenticationMode, RejectedMessages};
 use serde::Serialize;
 
@@ -259,6 +261,54 @@ pub struct ProbeHealth {
     pub tally: ProbeTally,
     /// The first peers whose probes fail.
     pub failing: Vec<PeerProbeHealth>,
+}
+
+/// The probes of all peers: `/overlay-agent/probes`. Peers are named by their identity, under which
+/// the master knows them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ProbeDetails {
+    /// `off`, `ok` or `degraded`, as in the health. `none` before there are peers.
+    pub status: String,
+    /// Why no probe can be sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// All peers.
+    pub peers: u64,
+    /// The peers that answer all probes.
+    pub ok: u64,
+    /// The peers that answer, but did not at one of the last 8 visits.
+    pub lossy: u64,
+    /// The peers whose probes fail, as a whole or in part.
+    pub failing: u64,
+    /// The peers that were not probed yet.
+    pub unknown: u64,
+    /// The smoothed round-trip times. `None` before the first reply.
+    pub round_trip_microseconds: Option<RoundTrips>,
+    /// The failing peers, and then the lossy ones, up to the limit of the request.
+    pub named: Vec<NamedPeer>,
+}
+
+/// The round-trip times of the peers of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct RoundTrips {
+    /// That of the nearest peer.
+    pub min: u64,
+    /// The median of the peers.
+    pub median: u64,
+    /// That of the farthest peer.
+    pub max: u64,
+}
+
+/// A peer that does not answer all probes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NamedPeer {
+    /// The identity of the peer, or its underlay address if the identity is unknown.
+    pub agent: IpAddr,
+    /// The likely cause. `None` if the peer is lossy only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<&'static str>,
+    /// Unanswered visits of the last 8.
+    pub lost: u32,
 }
 
 /// The health of the path to a peer.

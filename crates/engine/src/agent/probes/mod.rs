@@ -4,6 +4,7 @@
 //! order. A peer that did not answer is visited again in the next batches, until its failure is
 //! confirmed; after that it stays in a small list of peers that are visited more often.
 
+mod details;
 mod path;
 mod shared_cause;
 #[cfg(test)]

@@ -856,3 +856,40 @@ fn loss_and_round_trips_of_paths_are_counted() {
     world.set_peers(1);
     assert_eq!(world.probes.tally().by_loss.iter().sum::<u64>(), 1);
 }
+
+#[test]
+fn details_count_every_peer_and_name_failing_ones_first() {
+    let mut world = World::new(100, 100);
+    let details = |world: &World, max| {
+        let identity = |underlay| match underlay {
+            IpAddr::V4(ip) if ip.octets()[3] == 1 => Some(Ipv4Addr::new(9, 9, 9, 9)),
+            _ => None,
+        };
+        world.probes.details(max, identity)
+    };
+    assert_eq!((details(&world, 10).peers, details(&world, 10).unknown), (100, 100));
+    world.run(30);
+    let found = details(&world, 10);
+    assert_eq!((found.status.as_str(), found.ok, found.named.len()), ("ok", 100, 0));
+    let times = found.round_trip_microseconds.unwrap();
+    assert_eq!((times.min, times.median, times.max), (300, 300, 300));
+    world.outcome =
+        |packet| if is_to(packet, 40) { ProbeOutcome::NoReply } else { all_works(packet) };
+    world.run(60);
+    let found = details(&world, 10);
+    assert_eq!((found.status.as_str(), found.ok, found.failing), ("degraded", 60, 40));
+    assert_eq!((found.unknown, found.lossy, found.named.len()), (0, 0, 10));
+    assert_eq!(found.named[0].agent.to_string(), "9.9.9.9", "its identity");
+    assert_eq!(found.named[1].agent.to_string(), "10.0.0.2", "an unknown identity");
+    assert_eq!((found.named[0].cause, found.named[0].lost), (Some("no answer"), 8));
+    world.outcome =
+        |packet| if is_to(packet, 1) { ProbeOutcome::NoReply } else { all_works(packet) };
+    world.run(20);
+    let found = details(&world, 100);
+    assert_eq!(
+        (found.failing, found.lossy > 0, found.named[0].cause),
+        (1, true, Some("no answer"))
+    );
+    assert!(found.named[1..].iter().all(|peer| peer.cause.is_none() && peer.lost > 0));
+    assert_eq!(details(&World::new(2, 0), 10).status, "none");
+}
