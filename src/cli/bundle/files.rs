@@ -67,11 +67,15 @@ pub(super) fn read_regular_file(path: &Path) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    if let Some(excess) = metadata.len().checked_sub(TEXT_MAX) {
-        file.seek(SeekFrom::Start(excess))?;
-    }
+    let excess = metadata.len().saturating_sub(TEXT_MAX);
+    file.seek(SeekFrom::Start(excess))?;
     let mut content = Vec::new();
     file.take(TEXT_MAX).read_to_end(&mut content)?;
+    if excess > 0 {
+        // A part of a line may be a secret without its name.
+        let end = content.iter().position(|byte| *byte == b'\n');
+        content.drain(..end.map_or(content.len(), |end| end + 1));
+    }
     Ok(content)
 }
 
@@ -91,5 +95,26 @@ fn list(name: &str, directory: &Path) -> Item {
         name: name.to_owned(),
         source: format!("list of {}", show_path(directory)),
         content: list().map_err(|error: io::Error| error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_file_begins_with_whole_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let max = usize::try_from(TEXT_MAX).unwrap();
+        let line = "A_TOKEN=secret";
+        // The limit is within the first line.
+        let text = format!("{line}\n{}\n", "x".repeat(max - 8));
+        fs::write(&path, &text).unwrap();
+        assert_eq!(read_regular_file(&path).unwrap(), &text.as_bytes()[line.len() + 1..]);
+        fs::write(&path, "x".repeat(max + 1)).unwrap();
+        assert!(read_regular_file(&path).unwrap().is_empty());
+        fs::write(&path, line).unwrap();
+        assert_eq!(read_regular_file(&path).unwrap(), line.as_bytes());
     }
 }
