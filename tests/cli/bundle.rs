@@ -53,12 +53,13 @@ fn bundle_has_master_host_and_files_without_secrets() {
     let dir = TestDir::new();
     let master = master();
     dir.write("credential", format!("agents {SECRET}"));
+    dir.write("credentials", "others Word0fAn0ther\n");
     let (cni, credential) = (dir.path("cni"), dir.path("credential"));
     dir.write("agent.json", json!({ "cni_dir": cni, "credential": credential }).to_string());
     dir.write("own.log", format!("first\nMESOS_SECRET={SECRET}x\nlast {SECRET}\n"));
     let address = &master.address;
     let arguments = format!(
-        "bundle --config agent.json --agent {NO_AGENT} --master {address} --file own.log,missing \
+        "bundle --config agent.json --agent {NO_AGENT} --master {address} --file own.log,missing,credentials \
          --output bundle.tar.gz"
     );
     let stdout = dir.run(&arguments).success();
@@ -78,6 +79,7 @@ fn bundle_has_master_host_and_files_without_secrets() {
     }
     assert_eq!(text(&texts, "master/state.json"), r#"{"agents":[],"note":"…"}"#);
     assert_eq!(text(&texts, "master/metrics.txt"), "metric 1\n");
+    assert_eq!(text(&texts, "files/3-credentials"), "others …\n");
     assert_eq!(text(&texts, "files/1-own.log"), "first\nMESOS_SECRET=…\nlast …\n");
     let config = text(&texts, "agent/agent.json");
     assert!(config.contains(&credential.display().to_string()), "{config}");

@@ -118,7 +118,10 @@ impl BundleCommand {
         let mut redaction = Redaction::new()?;
         let of_agent = discovery.and_then(|discovery| discovery.config.authentication.as_ref());
         let files = of_agent.map(|authentication| authentication.file.as_path());
-        files.into_iter().chain(self.credential.path()).for_each(|path| redaction.learn_file(path));
+        let is_credential = |path: &&Path| path.to_string_lossy().contains("credential");
+        let named = self.file.iter().map(PathBuf::as_path).filter(is_credential);
+        let files = files.into_iter().chain(self.credential.path()).chain(named);
+        files.for_each(|path| redaction.learn_file(path));
         Ok(redaction)
     }
 
