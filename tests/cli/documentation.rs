@@ -19,6 +19,16 @@ const ALERT_CASES: &str = include_str!("../../monitoring/alerts_test.yml");
 const MASTER: &str = "10.0.0.1:5050";
 
 #[test]
+fn page_table_lists_every_subcommand() {
+    let (_, table) = PAGE.split_once("\n## Subcommands\n").unwrap();
+    let table = table.split("\n## ").next().unwrap();
+    for subcommand in all_subcommands() {
+        let first = subcommand.split(' ').next().unwrap();
+        assert!(table.contains(&format!("[`{first}`](#{first})")), "table without {first}");
+    }
+}
+
+#[test]
 fn page_lists_every_flag_with_variable_and_default() {
     let dir = TestDir::new();
     for subcommand in all_subcommands() {
