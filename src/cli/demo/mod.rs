@@ -79,6 +79,8 @@ struct Environment {
     /// Why hosts are not possible; `None` if they are.
     obstacle: Option<String>,
     has_firewall: bool,
+    /// The commands to try next. They name this program as the shell of the user finds it.
+    next_steps: String,
 }
 
 /// The result of the demo.
@@ -104,7 +106,9 @@ impl DemoCommand {
             parse_master(NETWORK_FILE, NETWORK).map_err(|error| Failure::new(error.to_string()))?;
         let obstacle =
             if self.loopback { Some("--loopback".to_owned()) } else { namespace::obstacle() };
-        let mut environment = Environment { obstacle, has_firewall: false };
+        // In the mount namespace of the hosts, a program in a chroot has another path.
+        let next_steps = hints::next_steps();
+        let mut environment = Environment { obstacle, has_firewall: false, next_steps };
         if environment.obstacle.is_none() {
             // Threads inherit the namespaces, so this precedes the start of the runtime.
             namespace::enter()?;

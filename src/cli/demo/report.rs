@@ -12,7 +12,7 @@ use super::containers::Container;
 use super::diagram::COLUMNS_MAX;
 use super::hosts::UPLINK;
 use super::matrix::{self, Ping};
-use super::{DemoResult, diagram, hints};
+use super::{DemoResult, diagram};
 use crate::cli::output::Output;
 use crate::cli::process::pluralize;
 use crate::cli::state::{print_agents, unix_now};
@@ -52,7 +52,7 @@ pub(super) fn print(output: &mut Output, result: &DemoResult) -> Result<(), Fail
         None => print_hosts(output, result)?,
         Some(reason) => print_loopback(output, result, reason)?,
     }
-    output.line(hints::next_steps())
+    output.line(&result.environment.next_steps)
 }
 
 fn print_hosts(output: &mut Output, result: &DemoResult) -> Result<(), Failure> {
