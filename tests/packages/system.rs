@@ -20,19 +20,23 @@ pub(crate) const FOREIGN: [&str; 3] = [
 ];
 
 /// The packages of two releases, and a Debian system without them.
+///
+/// The directory stays until the next run replaces it: nothing drops a static value.
 struct Fixture {
-    dir: TempDir,
+    dir: PathBuf,
 }
 
 impl Fixture {
     fn get() -> &'static Self {
         static FIXTURE: OnceLock<Fixture> = OnceLock::new();
         FIXTURE.get_or_init(|| {
-            let fixture = Self { dir: tempfile::Builder::new().tempdir_in("/var/tmp").unwrap() };
+            let fixture = Self { dir: Path::new(env!("CARGO_TARGET_TMPDIR")).join("packages") };
+            let _ = fs::remove_dir_all(&fixture.dir);
+            fs::create_dir_all(&fixture.dir).unwrap();
             for release in ["1", "2"] {
                 fixture.build_packages(release);
             }
-            make_system(&fixture.dir.path().join("system"));
+            make_system(&fixture.dir.join("system"));
             fixture
         })
     }
@@ -43,7 +47,7 @@ impl Fixture {
         succeed(Command::new("packaging/build").args(arguments));
         for kind in ["deb", "rpm"] {
             let built = format!("target/package/mesos-overlay.{kind}");
-            fs::copy(built, self.dir.path().join(format!("{release}.{kind}"))).unwrap();
+            fs::copy(built, self.dir.join(format!("{release}.{kind}"))).unwrap();
         }
     }
 }
@@ -111,11 +115,11 @@ impl System {
     /// Makes a system in which nothing runs.
     pub(crate) fn offline() -> Self {
         let fixture = Fixture::get();
-        let dir = tempfile::Builder::new().tempdir_in(fixture.dir.path()).unwrap();
-        let base = fixture.dir.path().join("system/.");
+        let dir = tempfile::Builder::new().tempdir_in(&fixture.dir).unwrap();
+        let base = fixture.dir.join("system/.");
         succeed(Command::new("cp").args(["--archive", "--reflink=auto"]).arg(base).arg(dir.path()));
         for release in ["1.deb", "2.deb", "1.rpm", "2.rpm"] {
-            fs::copy(fixture.dir.path().join(release), dir.path().join(release)).unwrap();
+            fs::copy(fixture.dir.join(release), dir.path().join(release)).unwrap();
         }
         Self { calls: dir.path().join("systemctl.calls"), dir }
     }
