@@ -16,7 +16,7 @@ use targets::{ALL, Target};
 
 /// The environment variable with the seed of a run to repeat.
 const SEED: &str = "MESOS_OVERLAY_SEED";
-/// The environment variable with the number_from_env of seconds to fuzz each target.
+/// The environment variable with the number of seconds to fuzz each target.
 const SECONDS: &str = "MESOS_OVERLAY_FUZZ_SECONDS";
 /// Upper bound for the time of one input, on a busy machine.
 const INPUT_TIME_MAX: Duration = Duration::from_secs(5);
@@ -46,7 +46,7 @@ const RECORDED: [(&str, &str); 7] = [
 )]
 fn number_from_env(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number_from_env")))
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: write a number")))
 }
 
 #[expect(clippy::disallowed_methods, reason = "the caller of a test chooses its duration")]

@@ -51,8 +51,11 @@ pub(super) fn convert_list<T, U>(
     list: &[T],
     convert: impl Fn(&T) -> Result<U, ConvertError>,
 ) -> Result<Vec<U>, ConvertError> {
-    let converted = list.iter().enumerate().map(|(index, item)| {
-        convert(item).map_err(|error| error.within(format_args!("{field}[{index}]")))
-    });
-    converted.collect()
+    // Without the capacity, the vector would take up to three times the memory while it grows.
+    let mut converted = Vec::with_capacity(list.len());
+    for (index, item) in list.iter().enumerate() {
+        let item = convert(item);
+        converted.push(item.map_err(|error| error.within(format_args!("{field}[{index}]")))?);
+    }
+    Ok(converted)
 }

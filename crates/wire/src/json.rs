@@ -178,7 +178,13 @@ impl ObjectReader<'_> {
         match self.fields.get(name) {
             None | Some(Value::Null) => Ok(Vec::new()),
             Some(Value::Array(items)) => {
-                items.iter().map(|item| read_message(name, item)).collect()
+                // A vector that grows takes up to three times the memory, and an item of three
+                // bytes may be a message of more than a hundred.
+                let mut messages = Vec::with_capacity(items.len());
+                for item in items {
+                    messages.push(read_message(name, item)?);
+                }
+                Ok(messages)
             }
             Some(_) => Err(JsonError(format!("field '{name}': expected a list"))),
         }
