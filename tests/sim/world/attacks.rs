@@ -20,9 +20,10 @@ const READ_MAX: usize = 200;
 const FLOOD: u64 = 20;
 
 impl World {
-    /// Lets the attacker read a message.
+    /// Lets the attacker read a message. Its own messages are left out: a reflected message that is
+    /// reflected again is the original one, and counts if that was lost.
     pub(super) fn note_read(&mut self, packet: &Rc<Packet>) {
-        if self.scenario.faults.attacks.is_none() {
+        if self.scenario.faults.attacks.is_none() || packet.is_forged {
             return;
         }
         if self.read_by_attacker.len() == READ_MAX {
