@@ -31,8 +31,10 @@ fn endpoints_and_cni_files_match_cpp_modules() {
     // The values are equal, too: the first agent of the same network gets the same addresses.
     let mut state = state(&hub);
     let agent = state["agents"][0].as_object_mut().expect("an agent is an object");
-    let last_seen = agent.remove("last_seen").expect("the extension of the C++ format");
+    // The extensions of the C++ format.
+    let last_seen = agent.remove("last_seen").expect("the master has seen the agent");
     assert!(last_seen.is_number(), "{last_seen}");
+    assert_eq!(agent.remove("version"), Some(env!("CARGO_PKG_VERSION").into()));
     let recorded = golden!("overlay-master-state.json");
     assert_eq!(json_shape(&state), json_shape(&recorded));
     assert_eq!(state["network"], recorded["network"]);
@@ -122,8 +124,8 @@ fn agent_with_hanging_docker_stops_in_time() {
     agent.signal(Signal::USR1);
     let status = agent.wait_for_exit(Duration::from_secs(10));
     assert!(status.success(), "{status}: {}", agent.log());
-    assert!(
-        !host.run_ok("ps", &["-eo", "args"]).contains("sleep 4321"),
-        "the docker process was not killed"
-    );
+    // A killed process is in the list until the kernel has ended it.
+    wait_for("the end of the docker process", || {
+        (!host.run_ok("ps", &["-eo", "args"]).contains("sleep 4321")).then_some(())
+    });
 }
