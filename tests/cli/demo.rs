@@ -157,5 +157,5 @@ fn docs_show_network_of_demo() {
     let configuration = include_str!("../../docs/configuration.md");
     assert!(configuration.contains(&indented), "docs/configuration.md shows another network file");
     let cpp_example: String = NETWORK.lines().map(|line| format!("    {line}\n")).collect();
-    assert!(configuration.contains(&cpp_example), "docs/configuration.md lacks the C++ example");
+    assert!(configuration.contains(&cpp_example), "docs/configuration.md has no C++ example");
 }
