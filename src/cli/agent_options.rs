@@ -8,6 +8,7 @@ use clap::Args;
 use overlay_config::AgentConfig;
 
 use super::Failure;
+use super::master_address::AgentAddress;
 use super::process::read_agent_config;
 
 /// The file of an agent's configuration, and the flag that can replace it.
@@ -32,6 +33,17 @@ impl AgentConfigFile {
     pub(super) fn read(&self) -> Result<AgentConfig, Failure> {
         read_agent_config(self.config.as_deref())
     }
+}
+
+/// The agent of this host, for subcommands that examine it.
+#[derive(Debug, Args)]
+pub(super) struct LocalAgentOptions {
+    /// The agent_config; otherwise that of the running agent or of a default path, as for `doctor`
+    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
+    #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
+    pub(super) agent: Option<AgentAddress>,
 }
 
 /// What an agent uses on its host besides the CNI plugins.

@@ -102,7 +102,7 @@ enum Command {
     State(state::StateCommand),
     /// Show which agents do not reach each other, by the probes of all agents
     Connectivity(connectivity::ConnectivityCommand),
-    /// Show the addresses that the containers of this host use, and what is wrong with them
+    /// Show the addresses that the containers of this host use, and find leaks and conflicts
     Ipam(ipam::IpamCommand),
     /// Release the addresses of agents that are gone
     Forget(forget::ForgetCommand),

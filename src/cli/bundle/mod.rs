@@ -22,6 +22,7 @@ use overlay_wire::{decode_agent, parse_json};
 
 use self::archive::{Archive, Item, TEXT_MAX};
 use self::redaction::Redaction;
+use super::agent_options::LocalAgentOptions;
 use super::doctor::discovery::{self, Discovery};
 use super::http_client::{MasterClient, block_on};
 use super::http_exchange::{Endpoint, get_bounded_from_agent};
@@ -34,6 +35,8 @@ use super::{Failure, PROGRAM};
 /// The name of the agent's configuration in the archive.
 const CONFIG: &str = "agent/agent.json";
 const OVERLAY: &str = "/overlay-agent/overlay";
+/// Most overlays whose files and Docker networks are collected: as many as a network has.
+const OVERLAYS_MAX: usize = 128;
 /// The endpoints, with their names in the archive.
 const AGENT_ENDPOINTS: [(&str, &str); 3] = [
     ("agent/overlay.json", OVERLAY),
@@ -64,12 +67,8 @@ pub(super) struct BundleCommand {
     /// mesos-overlay-bundle-HOST-TIME.tar.gz in the current directory
     #[arg(long, env = "MESOS_OVERLAY_OUTPUT", value_name = "FILE")]
     output: Option<PathBuf>,
-    /// The agent_config; otherwise that of the running agent or of a default path, as for `doctor`
-    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
-    #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
-    agent: Option<AgentAddress>,
+    #[command(flatten)]
+    local: LocalAgentOptions,
     /// The running master: as for `state`. Its state and history are collected too
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
@@ -101,7 +100,7 @@ impl BundleCommand {
         let directory = directory_name(now);
         let credential = self.credential.read()?;
         // A configuration that cannot be read is a reason for a bundle.
-        let discovery = discovery::discover(self.config.as_deref());
+        let discovery = discovery::discover(self.local.config.as_deref());
         let mut archive = Archive::new(self.redaction(discovery.as_ref().ok())?);
         self.add_agent(&mut archive, discovery, credential.as_ref());
         self.add_master(&mut archive, credential.as_ref());
@@ -136,7 +135,8 @@ impl BundleCommand {
             Ok(discovery) => (discovery.address, Some(discovery)),
             Err(failure) => {
                 // The doctor's text has the problems of the file.
-                let file = self.config.iter().map(|path| files::file(CONFIG.to_owned(), path));
+                let file =
+                    self.local.config.iter().map(|path| files::file(CONFIG.to_owned(), path));
                 file.for_each(|item| archive.add(item));
                 archive.add(Item {
                     name: "agent".to_owned(),
@@ -147,8 +147,8 @@ impl BundleCommand {
             }
         };
         // Any user may serve a default address, and does not get the credential.
-        let is_known = self.agent.is_some() || address.is_some();
-        let address = self.agent.clone().unwrap_or_else(|| AgentAddress::local(address));
+        let is_known = self.local.agent.is_some() || address.is_some();
+        let address = self.local.agent.clone().unwrap_or_else(|| AgentAddress::local(address));
         let credential = credential.filter(|_| is_known);
         let mut overlays = Vec::new();
         for (name, path) in AGENT_ENDPOINTS {
@@ -177,8 +177,8 @@ impl BundleCommand {
                 arguments.extend([flag.into(), value]);
             }
         };
-        add("--config", self.config.as_ref().map(OsString::from));
-        add("--agent", self.agent.as_ref().map(|agent| agent.endpoint().to_string().into()));
+        add("--config", self.local.config.as_ref().map(OsString::from));
+        add("--agent", self.local.agent.as_ref().map(|agent| agent.endpoint().to_string().into()));
         // Others could see an argument with a password.
         let master = self.master.as_ref().filter(|address| !secret::may_contain(address));
         add("--master", master.map(OsString::from));
@@ -272,7 +272,7 @@ fn response(name: &str, source: &str, content: Result<Bytes, String>) -> Item {
 fn overlay_names(body: &[u8]) -> Vec<String> {
     let agent = parse_json(body).ok().and_then(|json| decode_agent(&json).ok());
     let names = agent.iter().flat_map(|agent| &agent.overlays).map(Assignment::name);
-    let names = names.map(ToString::to_string);
+    let names = names.take(OVERLAYS_MAX).map(ToString::to_string);
     names.filter(|name| !name.starts_with(['-', '.']) && !name.contains('/')).collect()
 }
 

@@ -1,5 +1,5 @@
-//! `mesos-overlay ipam`: the addresses that the containers of this host use, and what is wrong with
-//! them.
+//! `mesos-overlay ipam`: the addresses that the containers of this host use, with leaks and
+//! conflicts.
 //!
 //! `host` observes the host and changes nothing. `usage` and `check` derive the addresses in use and
 //! the problems, without IO. Only `release` changes the host: it removes leases of host-local.
@@ -12,7 +12,6 @@ mod tests;
 mod usage;
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -21,7 +20,7 @@ use self::check::{Problem, ProblemKind, problems, unknown_leases};
 use self::host::Observation;
 use self::usage::{HalfUsage, UsedAddress, half_usage, used_addresses};
 use super::Failure;
-use super::agent_options::DockerOptions;
+use super::agent_options::{DockerOptions, LocalAgentOptions};
 use super::doctor::discovery::{self, Discovery};
 use super::http_client::block_on;
 use super::master_address::{AgentAddress, CredentialFile, MasterSource};
@@ -33,7 +32,7 @@ const LINES_MAX: usize = 20;
 /// Longest container in the table, in characters. A terminal of 80 columns has no more place.
 const CONTAINER_MAX: usize = 12;
 
-/// Show the addresses that the containers of this host use, and what is wrong with them.
+/// Show the addresses that the containers of this host use, and find leaks and conflicts.
 #[derive(Debug, Args)]
 #[command(
     disable_help_subcommand = true,
@@ -110,12 +109,8 @@ struct CheckCommand {
 /// The flags that describe the host.
 #[derive(Debug, Args)]
 struct HostOptions {
-    /// The agent_config; otherwise that of the running agent or of a default path, as for `doctor`
-    #[arg(long, env = "MESOS_OVERLAY_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// The address of the local agent; otherwise that of the running agent, or 127.0.0.1:5051
-    #[arg(long, env = "MESOS_OVERLAY_AGENT_ADDRESS", value_name = "IP:PORT")]
-    agent: Option<AgentAddress>,
+    #[command(flatten)]
+    local: LocalAgentOptions,
     /// The running master: as for `state`. Its state is compared with this host
     // Agents read the same variable, whose value may contain a password. So no message shows the
     // value.
@@ -160,11 +155,11 @@ impl IpamCommand {
 impl HostOptions {
     /// Observes the host.
     fn observe(&self) -> Result<Observation, Failure> {
-        let discovery = discovery::discover(self.config.as_deref())?;
-        let is_agent_known = self.agent.is_some() || discovery.address.is_some();
+        let discovery = discovery::discover(self.local.config.as_deref())?;
+        let is_agent_known = self.local.agent.is_some() || discovery.address.is_some();
         let Discovery { mut config, address, .. } = discovery;
         self.docker.apply(&mut config)?;
-        let agent = self.agent.clone().unwrap_or_else(|| AgentAddress::local(address));
+        let agent = self.local.agent.clone().unwrap_or_else(|| AgentAddress::local(address));
         let master = self.master.as_deref().filter(|address| !address.is_empty());
         let master = master.map(|address| MasterSource::from_flag("--master", address));
         let sources = host::Sources {

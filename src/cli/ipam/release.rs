@@ -67,7 +67,7 @@ fn release_overlay(
             continue;
         }
         if state != LeaseState::Leaked {
-            failed.push((lease.address, "it is in use by now, or in doubt".to_owned()));
+            failed.push((lease.address, "the address may be in use now".to_owned()));
         } else if let Err(error) = locked.release(lease) {
             failed.push((lease.address, error.to_string()));
         }
