@@ -13,9 +13,14 @@ const BRIDGE: &str = "src/module/bridge.rs";
 /// The default of Mesos' own `configure.ac`; `configure` determines the actual standard.
 const STANDARD: &str = "-std=c++11";
 
+/// The libraries of Mesos that use each other. Automake builds the first only, which then has the
+/// code of all; CMake builds each.
+const LIBRARIES: [&str; 4] = ["mesos", "mesos-protobufs", "process", "glog"];
+
 /// The installation of Mesos, and the flags with which it was built.
 struct Mesos {
-    prefix: PathBuf,
+    /// The directory of the libraries.
+    libraries: PathBuf,
     includes: Vec<PathBuf>,
     flags: Vec<String>,
 }
@@ -34,8 +39,11 @@ pub(crate) fn build(out: &Path) -> Result<(), Error> {
     // loads it, whose version Mesos then compares. A recorded dependency on another libmesos would
     // make the loader load both, and two copies of protobuf abort the process.
     for kind in ["bins", "tests", "benches"] {
-        println!("cargo:rustc-link-arg-{kind}=-L{}", mesos.prefix.join("lib").display());
-        println!("cargo:rustc-link-arg-{kind}=-Wl,--as-needed,-lmesos");
+        println!("cargo:rustc-link-arg-{kind}=-L{}", mesos.libraries.display());
+        println!("cargo:rustc-link-arg-{kind}=-Wl,--as-needed");
+        for name in mesos.library_names() {
+            println!("cargo:rustc-link-arg-{kind}=-l{name}");
+        }
     }
     // Mesos never unloads a module. If another host unloads the library, the code of its running
     // threads has to stay mapped.
@@ -64,14 +72,24 @@ impl Mesos {
         let protobuf = protobuf.map(|prefix| PathBuf::from(prefix).join("include"));
         let mut includes: Vec<PathBuf> = protobuf.into_iter().collect();
         includes.push(prefix.join("include"));
+        let libraries = ["lib", "lib64"].map(|name| prefix.join(name));
+        let libraries = libraries.into_iter().find(|path| path.join("libmesos.so").exists());
+        let libraries = libraries.unwrap_or_else(|| prefix.join("lib"));
         // Headers of boost, glog and protobuf that Mesos installed.
-        let bundled = prefix.join("lib/mesos/3rdparty/include");
+        let bundled = libraries.join("mesos/3rdparty/include");
         // Mesos includes the headers of ZooKeeper without their directory.
-        let zookeeper = [bundled.join("zookeeper"), PathBuf::from("/usr/include/zookeeper")];
+        let zookeeper = [&bundled, &prefix.join("include"), Path::new("/usr/include")]
+            .map(|parent| parent.join("zookeeper"));
         includes.extend([bundled].into_iter().chain(zookeeper).filter(|path| path.exists()));
         let flags = env::var_os("MESOS_CXXFLAGS").unwrap_or_else(|| STANDARD.into());
         let flags = flags.to_string_lossy().split_whitespace().map(str::to_owned).collect();
-        Ok(Self { prefix, includes, flags })
+        Ok(Self { libraries, includes, flags })
+    }
+
+    /// Returns the names of the libraries that the linker needs, see [`LIBRARIES`].
+    fn library_names(&self) -> impl Iterator<Item = &'static str> {
+        let exists = |name: &&str| self.libraries.join(format!("lib{name}.so")).exists();
+        LIBRARIES.into_iter().filter(exists)
     }
 
     fn compile(&self) {

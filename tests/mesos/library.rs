@@ -18,6 +18,8 @@ const LIBRARY: &str = "MESOS_OVERLAY_LIBRARY";
 /// The default flags of `cpp-shim/build.rs`.
 const DEFAULT_FLAGS: &str = "-std=c++14";
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The libraries of Mesos, see `cpp-shim/build.rs`.
+const LIBRARIES: [&str; 4] = ["mesos", "mesos-protobufs", "process", "glog"];
 const LIBRARY_FILE: &str = "libmesos_network_overlay.so";
 /// Enables AddressSanitizer with readable stack traces.
 const SANITIZER: &str = "-fsanitize=address -fno-omit-frame-pointer -O1 -g";
@@ -28,10 +30,24 @@ pub(crate) fn prefix() -> &'static Path {
     PATH.get_or_init(|| {
         let prefix = variable(PREFIX).map(PathBuf::from);
         let prefix = prefix.expect("set MESOS_PREFIX to the directory in which Mesos is installed");
-        let library = prefix.join("lib/libmesos.so");
-        assert!(library.exists(), "{PREFIX}: {} does not exist", library.display());
+        let found = library_directory(&prefix).is_some();
+        assert!(found, "{PREFIX}: no libmesos.so in lib or lib64 of {}", prefix.display());
         prefix
     })
+}
+
+/// Returns the directory of `libmesos.so` in a prefix.
+fn library_directory(prefix: &Path) -> Option<PathBuf> {
+    let directories = ["lib", "lib64"].map(|name| prefix.join(name));
+    directories.into_iter().find(|path| path.join("libmesos.so").exists())
+}
+
+/// Returns the path of `mesos-master` or `mesos-agent`. Automake installs them in `sbin`, CMake in
+/// `bin`.
+pub(crate) fn daemon(name: &str) -> PathBuf {
+    let paths = ["sbin", "bin"].map(|directory| prefix().join(directory).join(name));
+    let found = paths.iter().find(|path| path.exists()).cloned();
+    found.unwrap_or_else(|| panic!("{PREFIX}: neither {paths:?} exists"))
 }
 
 /// Returns the path of the release build of the library.
@@ -105,7 +121,8 @@ fn build(name: &str, features: &str, options: &[&str], flags: Option<&str>) -> P
 /// Compiles the host program with the flags of Mesos modules, and links it with libmesos.
 fn compile(name: &str, more_flags: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let bundled = prefix().join("lib/mesos/3rdparty");
+    let libraries = library_directory(prefix()).expect("prefix() checks it");
+    let bundled = libraries.join("mesos/3rdparty");
     let protobuf = variable(PROTOBUF).map(|path| PathBuf::from(path).join("include"));
     let mut includes: Vec<PathBuf> = protobuf.into_iter().collect();
     includes.extend([prefix().join("include"), bundled.join("include")]);
@@ -115,10 +132,12 @@ fn compile(name: &str, more_flags: &str) -> PathBuf {
         command.arg("-I").arg(include);
     }
     command.arg("-o").arg(&program).arg(Path::new(ROOT).join("tests/mesos/host.cpp"));
-    command.arg("-L").arg(prefix().join("lib")).arg("-L").arg(bundled.join("lib"));
-    // libmesos contains glog and protobuf, or depends on their libraries.
-    command.arg(format!("-Wl,--copy-dt-needed-entries,-rpath,{}", prefix().join("lib").display()));
-    command.args(["-lmesos", "-ldl", "-lpthread"]);
+    command.arg("-L").arg(&libraries).arg("-L").arg(bundled.join("lib"));
+    // libmesos contains libprocess, glog and protobuf, or depends on their libraries.
+    command.arg(format!("-Wl,--copy-dt-needed-entries,-rpath,{}", libraries.display()));
+    let exists = |name: &&str| libraries.join(format!("lib{name}.so")).exists();
+    let libraries = LIBRARIES.into_iter().filter(exists).chain(["dl", "pthread"]);
+    command.args(libraries.map(|name| format!("-l{name}")));
     run_ok(&mut command);
     program
 }

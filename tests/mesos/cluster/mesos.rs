@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::daemon::Daemon;
 use super::host::{Host, wait_until};
-use crate::library::{prefix, release_library};
+use crate::library::{daemon, prefix, release_library};
 
 /// The names of the modules.
 pub(crate) const MASTER: &str = "com_mesosphere_mesos_MasterOverlayHelper";
@@ -118,7 +118,7 @@ pub(crate) fn modules(host: &Host, modules: &[(&str, &Parameters)]) -> String {
 
 /// Starts a mesos-master with a module file.
 pub(crate) fn start_mesos_master(host: &Host, modules: &str, flags: &[&str]) -> Daemon {
-    let mut command = host.command(program("sbin/mesos-master"));
+    let mut command = host.command(daemon("mesos-master"));
     command.arg(format!("--ip={}", host.ip)).arg(format!("--hostname={}", host.ip));
     command.arg(format!("--work_dir={}", host.text("mesos"))).arg(format!("--modules={modules}"));
     // The default registry waits for the disk. These tests do not need the state of Mesos itself.
@@ -133,7 +133,7 @@ pub(crate) fn start_mesos_agent(
     modules: &str,
     flags: &[&str],
 ) -> Daemon {
-    let mut command = host.command(program("sbin/mesos-agent"));
+    let mut command = host.command(daemon("mesos-agent"));
     command.arg(format!("--ip={}", host.ip)).arg(format!("--hostname={}", host.ip));
     command.arg(format!("--master={master}")).arg(format!("--modules={modules}"));
     for name in ["work_dir", "runtime_dir", "fetcher_cache_dir"] {

@@ -8,9 +8,9 @@ use super::daemon::Daemon;
 use super::host::{Cluster, Host, run_ok};
 use super::mesos::{
     AGENT, CPP_AGENT, CPP_MASTER, MASTER, MASTER_ADDRESS, Parameters, module_file, modules,
-    program, start_mesos_agent, start_mesos_master, wait_until_ready,
+    start_mesos_agent, start_mesos_master, wait_until_ready,
 };
-use crate::library::release_library;
+use crate::library::{daemon, release_library};
 
 /// The page with a table of error messages of Mesos.
 const DOCUMENTATION: &str = include_str!("../../../docs/troubleshooting.md");
@@ -140,7 +140,7 @@ fn documentation_lists_startup_errors_of_mesos() {
     master(&good, &[&both], only, &[]);
 
     // Libraries that were built for another version of Mesos.
-    let version = run_ok(hub.command(program("sbin/mesos-master")).arg("--version"));
+    let version = run_ok(hub.command(daemon("mesos-master")).arg("--version"));
     let version = version.trim().strip_prefix("mesos ").expect(&version);
     let (earlier, later) = ("0.9.9", "9.9.9");
     let message = "Minimum supported mesos version for 'Anonymous' is …, but module is compiled with \

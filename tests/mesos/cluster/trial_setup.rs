@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::daemon::Daemon;
 use super::host::{Cluster, Host, wait_for, wait_until};
-use super::mesos::{MASTER_PORT, plugins, program};
-use crate::library::release_library;
+use super::mesos::{MASTER_PORT, plugins};
+use crate::library::{daemon, release_library};
 
 /// The templates of the module files.
 const MASTER: (&str, &str) =
@@ -31,7 +31,7 @@ fn module_file(host: &Host, (name, template): (&str, &str)) -> String {
 }
 
 fn mesos(host: &Host, name: &str, flags: &[&str]) -> Daemon {
-    let mut command = host.command(program(&format!("sbin/{name}")));
+    let mut command = host.command(daemon(name));
     // Mesos listens on localhost, which is the master address in the module file.
     command.args(["--ip=127.0.0.1", "--hostname=localhost", "--work_dir=/var/lib/mesos"]);
     command.args(flags);
