@@ -1,9 +1,6 @@
 //! Releases the leases of containers that are gone, counts the addresses in use, and finds ranges
 //! that are nearly full.
 
-use std::fs;
-use std::time::{Duration, SystemTime};
-
 use overlay_engine::agent::AddressUsage;
 use overlay_linux::cni::{self, CniError, ContainerEvidence, Lease, Leases, StaleLeases};
 use overlay_linux::dataplane::{ContainerPorts, Dataplane, DataplaneError};
@@ -115,7 +112,7 @@ impl LeaseReaper {
         // The plugin has the lock: the next verification tries again.
         let Some(locked) = self.leases.try_lock(&space.overlay)? else { return Ok(0) };
         let leases = locked.list()?;
-        let evidence = evidence(dataplane.container_ports(true)?, bridge);
+        let evidence = ContainerEvidence::new(dataplane.container_ports(true)?, bridge);
         let stale = self.stale.find(&space.overlay, &leases, &evidence, self.start.elapsed())?;
         for lease in &stale {
             locked.release(lease)?;
@@ -150,22 +147,6 @@ fn range_at<'a>(
     let bridge = space.bridges.iter().find(|bridge| bridge.device == *name)?;
     let range = bridge.subnets.iter().find(|subnet| subnet.first().is_ipv4())?;
     Some((&bridge.device, range))
-}
-
-fn evidence(ports: ContainerPorts, bridge: &DeviceName) -> ContainerEvidence {
-    ContainerEvidence {
-        ports: ports.count_at(bridge.as_str()),
-        has_detached_ports: ports.has_detached,
-        addresses: ports.addresses,
-        boot: boot_time(),
-    }
-}
-
-/// Returns when this host was started.
-fn boot_time() -> Option<SystemTime> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
-    let line = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(line.trim().parse().ok()?))
 }
 
 /// Names released leases with their containers.

@@ -15,6 +15,7 @@ pub mod dataplane;
 pub mod docker;
 pub mod firewall;
 pub mod host;
+mod namespace;
 pub mod probe;
 pub mod source;
 pub mod subprocess;

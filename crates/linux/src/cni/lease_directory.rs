@@ -1,16 +1,18 @@
 //! One lease directory of host-local, read as root although its content may be hostile: no symbolic
 //! link is followed, no other kind of file is opened, and numbers and lengths are limited.
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, linkat, openat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::error::CniError;
@@ -21,6 +23,11 @@ use super::leases::{LAST_RESERVED, LOCK, PROBE_LEASE};
 const CONTENT_MAX: u64 = 4096;
 /// Most entries of a lease directory: the addresses of a subnet of 18 bits.
 const ENTRIES_MAX: usize = 1 << 18;
+/// The file of a lease until it is complete. host-local and earlier versions of the agent take it
+/// for one of the files with the last allocated addresses, and leave it alone.
+const NEW_LEASE: &str = "last_reserved_ip.new";
+/// Most bytes of the file with the last allocated address: an address has at most 45.
+const ADDRESS_MAX: u64 = 64;
 /// Longest name of a foreign entry that is kept, in bytes.
 const NAME_MAX: usize = 256;
 /// Most foreign entries that are kept.
@@ -79,24 +86,105 @@ impl LeaseDirectory {
         }
     }
 
+    /// Creates the directory if it is missing, and opens it.
+    pub(super) fn create(path: &Path) -> Result<Self, CniError> {
+        fs::create_dir_all(path).map_err(|error| CniError::io("create directory", path, &error))?;
+        let missing = || CniError::io("open directory", path, &Errno::NOENT.into());
+        Self::open(path)?.ok_or_else(missing)
+    }
+
     /// Takes the locks of host-local. Returns `None` if the plugin has one of them.
     pub(super) fn try_lock(&self) -> Result<Option<Vec<OwnedFd>>, CniError> {
-        let failed = |error: Errno| CniError::io("lock", &self.path.join(LOCK), &error.into());
+        let locks = self.open_locks()?;
+        for lock in &locks {
+            match flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(self.lock_failed(error)),
+            }
+        }
+        Ok(Some(locks))
+    }
+
+    /// Waits for the locks of host-local, as the plugin does.
+    pub(super) fn lock(&self) -> Result<Vec<OwnedFd>, CniError> {
+        let locks = self.open_locks()?;
+        for lock in &locks {
+            loop {
+                match flock(lock, FlockOperation::LockExclusive) {
+                    Ok(()) => break,
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(self.lock_failed(error)),
+                }
+            }
+        }
+        Ok(locks)
+    }
+
+    fn lock_failed(&self, error: Errno) -> CniError {
+        CniError::io("lock", &self.path.join(LOCK), &error.into())
+    }
+
+    fn open_locks(&self) -> Result<Vec<OwnedFd>, CniError> {
+        let failed = |error| self.lock_failed(error);
         // A pipe as the file would block without `NONBLOCK`.
         let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = openat(&self.descriptor, LOCK, flags | OFlags::CLOEXEC, Mode::from(0o644));
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
         // The first versions of the plugin lock the directory.
         let directory = openat(&self.descriptor, ".", flags, Mode::empty()).map_err(failed)?;
-        let locks = vec![directory, file.map_err(failed)?];
-        for lock in &locks {
-            match flock(lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(failed(error)),
+        Ok(vec![directory, file.map_err(failed)?])
+    }
+
+    /// Adds a lease in the format of host-local. The file is complete before it gets its name, so a
+    /// crash leaves no lease without an owner. The caller has the locks.
+    pub(super) fn add(
+        &self,
+        address: IpAddr,
+        container: &str,
+        interface: &str,
+    ) -> Result<(), CniError> {
+        let path = self.path.join(address.to_string());
+        let content = format!("{container}\r\n{interface}");
+        let add = || -> io::Result<()> {
+            // A killed process may have left the file, even as a second name of a lease.
+            match unlinkat(&self.descriptor, NEW_LEASE, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
             }
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let mut file =
+                File::from(openat(&self.descriptor, NEW_LEASE, flags, Mode::from(0o644))?);
+            file.write_all(content.as_bytes())?;
+            file.sync_data()?;
+            // Unlike a rename, a link never replaces a file.
+            let (from, to) = (NEW_LEASE, address.to_string());
+            linkat(&self.descriptor, from, &self.descriptor, to, AtFlags::empty())?;
+            unlinkat(&self.descriptor, NEW_LEASE, AtFlags::empty())?;
+            Ok(())
+        };
+        add().map_err(|error| CniError::io("create", &path, &error))
+    }
+
+    /// Returns the address that was leased last of a range of host-local. `None` if it is unknown.
+    pub(super) fn last_reserved(&self, range: usize) -> Option<IpAddr> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let name = format!("{LAST_RESERVED}{range}");
+        let file = openat(&self.descriptor, name, flags, Mode::empty()).ok()?;
+        let mut content = String::new();
+        File::from(file).take(ADDRESS_MAX).read_to_string(&mut content).ok()?;
+        content.trim().parse().ok()
+    }
+
+    /// Writes the address that was leased last of a range of host-local. Without it the next
+    /// allocation begins at the first address, so an error is none.
+    pub(super) fn set_last_reserved(&self, range: usize, address: IpAddr) {
+        let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW;
+        let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let name = format!("{LAST_RESERVED}{range}");
+        if let Ok(file) = openat(&self.descriptor, name, flags, Mode::from(0o644)) {
+            let _ = File::from(file).write_all(address.to_string().as_bytes());
         }
-        Ok(Some(locks))
     }
 
     /// Reads all leases.
@@ -192,6 +280,13 @@ impl LeaseDirectory {
 }
 
 impl LeaseFiles {
+    /// Returns the addresses that cannot be leased.
+    #[must_use]
+    pub fn taken(&self) -> BTreeSet<IpAddr> {
+        let leases = self.leases.iter().map(|lease| lease.address);
+        leases.chain(self.probes.iter().copied()).chain(self.unreadable.keys().copied()).collect()
+    }
+
     fn add_foreign(&mut self, name: &str) {
         if self.foreign.len() < FOREIGN_MAX {
             self.foreign.push(name.chars().take(NAME_MAX).collect());
@@ -201,7 +296,6 @@ impl LeaseFiles {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     use rustix::fs::{FileType, mknodat};
@@ -288,6 +382,39 @@ mod tests {
     }
 
     #[test]
+    fn added_lease_has_format_of_host_local() {
+        let directory = Directory::new();
+        let open = directory.open();
+        // A process was killed between the two names of the file.
+        fs::write(directory.path("192.168.2.2"), "one\r\neth0").unwrap();
+        fs::hard_link(directory.path("192.168.2.2"), directory.path(NEW_LEASE)).unwrap();
+        let (two, three): (IpAddr, IpAddr) =
+            ("192.168.2.2".parse().unwrap(), "192.168.2.3".parse().unwrap());
+        open.add(three, "two", "eth1").unwrap();
+        assert_eq!(fs::read(directory.path("192.168.2.3")).unwrap(), b"two\r\neth1");
+        assert_eq!(fs::read(directory.path("192.168.2.2")).unwrap(), b"one\r\neth0");
+        assert!(!directory.path(NEW_LEASE).exists());
+        let error = open.add(two, "three", "eth0").unwrap_err().to_string();
+        assert!(error.contains("192.168.2.2: File exists"), "{error}");
+        let found = open.read().unwrap();
+        assert_eq!(found.taken(), [two, three].into());
+        assert_eq!(found.foreign, [""; 0]);
+    }
+
+    #[test]
+    fn last_reserved_address_is_kept_for_each_range() {
+        let directory = Directory::new();
+        let open = directory.open();
+        assert_eq!(open.last_reserved(0), None);
+        let address: IpAddr = "192.168.2.3".parse().unwrap();
+        open.set_last_reserved(0, address);
+        assert_eq!((open.last_reserved(0), open.last_reserved(1)), (Some(address), None));
+        assert_eq!(fs::read(directory.path("last_reserved_ip.0")).unwrap(), b"192.168.2.3");
+        fs::write(directory.path("last_reserved_ip.1"), vec![b'1'; 1 << 20]).unwrap();
+        assert_eq!(open.last_reserved(1), None);
+    }
+
+    #[test]
     fn lock_that_is_no_file_is_refused() {
         let directory = Directory::new();
         symlink("/dev/null", directory.path("lock")).unwrap();
@@ -298,6 +425,10 @@ mod tests {
         fs::remove_file(directory.path("lock")).unwrap();
         let held = directory.open().try_lock().unwrap();
         assert!(held.is_some() && directory.open().try_lock().unwrap().is_none());
+        drop(held);
+        let held = directory.open().lock().unwrap();
+        assert!(directory.open().try_lock().unwrap().is_none());
+        drop(held);
     }
 
     #[test]

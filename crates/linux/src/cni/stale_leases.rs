@@ -13,11 +13,12 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
-use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 
 use super::error::CniError;
 use super::lease_directory::{FileIdentity, Lease, LeaseDirectory, LeaseFiles};
 use super::leases::Leases;
+use crate::dataplane::ContainerPorts;
 
 /// Time that an address must be unused before its lease is released, if the bridge has ports and
 /// the host was not started again since: the container of the lease may still be being added.
@@ -46,6 +47,26 @@ pub struct ContainerEvidence {
     pub addresses: Option<BTreeSet<IpAddr>>,
     /// When the host was started.
     pub boot: Option<SystemTime>,
+}
+
+impl ContainerEvidence {
+    /// Selects what the ports of a host show about the containers of a bridge.
+    #[must_use]
+    pub fn new(ports: ContainerPorts, bridge: &DeviceName) -> Self {
+        Self {
+            ports: ports.count_at(bridge.as_str()),
+            has_detached_ports: ports.has_detached,
+            addresses: ports.addresses,
+            boot: boot_time(),
+        }
+    }
+}
+
+/// Returns when this host was started.
+fn boot_time() -> Option<SystemTime> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let line = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(line.trim().parse().ok()?))
 }
 
 /// The leases of a network, under the lock of host-local: the plugin adds and removes none.
@@ -83,6 +104,17 @@ impl Leases {
         let locks = directory.try_lock()?;
         Ok(locks.map(|locks| LockedLeases { directory, _locks: locks }))
     }
+
+    /// Waits for the lock of host-local, and creates the directory if it is missing. For the CNI
+    /// plugin only: an agent never waits for a plugin.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn lock(&self, overlay: &OverlayName) -> Result<LockedLeases, CniError> {
+        let directory = LeaseDirectory::create(&self.path(overlay))?;
+        let locks = directory.lock()?;
+        Ok(LockedLeases { directory, _locks: locks })
+    }
 }
 
 impl LockedLeases {
@@ -92,6 +124,34 @@ impl LockedLeases {
     /// When the file system refuses.
     pub fn list(&self) -> Result<Vec<Lease>, CniError> {
         Ok(self.directory.read()?.leases)
+    }
+
+    /// Reads all files of the directory.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn files(&self) -> Result<LeaseFiles, CniError> {
+        self.directory.read()
+    }
+
+    /// Adds the lease of an address that is not leased.
+    ///
+    /// # Errors
+    /// When the file system refuses, or the address is leased.
+    pub fn add(&self, address: IpAddr, container: &str, interface: &str) -> Result<(), CniError> {
+        self.directory.add(address, container, interface)
+    }
+
+    /// Returns the address that was leased last of a range: 0 is IPv4, 1 is IPv6. `None` if it is
+    /// unknown.
+    #[must_use]
+    pub fn last_reserved(&self, range: usize) -> Option<IpAddr> {
+        self.directory.last_reserved(range)
+    }
+
+    /// Notes the address that was leased last of a range, for the next allocation.
+    pub fn set_last_reserved(&self, range: usize, address: IpAddr) {
+        self.directory.set_last_reserved(range, address);
     }
 
     /// Removes a lease, unless another one has replaced it.

@@ -31,7 +31,7 @@ pub struct LinkBuilderError {
 }
 
 impl LinkBuilderError {
-    fn new(action: String, error: &io::Error) -> Self {
+    pub(super) fn new(action: String, error: &io::Error) -> Self {
         Self { action, reason: error.to_string() }
     }
 }

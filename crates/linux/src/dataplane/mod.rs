@@ -9,6 +9,7 @@
 //! thread may call the other methods. All calls block, for milliseconds.
 
 mod apply;
+mod attachment;
 mod bridges;
 mod change;
 mod conntrack;
@@ -45,6 +46,10 @@ use overlay_types::tunnel::{
 };
 use rustix::net::netdevice;
 
+pub use self::attachment::{
+    BridgeSettings, ContainerInterface, ContainerNamespace, HostPort, HostSide, InterfaceSettings,
+    NamespaceError, PortSettings,
+};
 use self::bridges::BridgeMemory;
 pub use self::change::plan_change;
 pub use self::containers::{ContainerEndpoint, ContainerPorts};

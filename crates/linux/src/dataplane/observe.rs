@@ -7,11 +7,12 @@ use std::{fs, io};
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Subnet, Vni};
 use overlay_types::tunnel::{Desired, HostAddress, HostRoute, VxlanDevice};
+use rustix::io::Errno;
 
 use super::bridges::BridgeMemory;
 use super::containers::stray_ports;
 use super::direct;
-use super::message::{Message, address, attributes, family_of, text, u16_at, u32_at};
+use super::message::{Batch, Message, address, attributes, family_of, text, u16_at, u32_at};
 use super::plan::Observed;
 use super::socket::Netlink;
 use super::state::{BridgeState, Device, Hop, Identity, Link, RouteKey};
@@ -22,10 +23,10 @@ use super::uapi::{
     IFLA_INFO_SLAVE_KIND, IFLA_LINK, IFLA_LINK_NETNSID, IFLA_LINKINFO, IFLA_MASTER, IFLA_MTU,
     IFLA_VXLAN_ID, IFLA_VXLAN_LEARNING, IFLA_VXLAN_LOCAL, IFLA_VXLAN_LOCAL6, IFLA_VXLAN_PORT,
     IFLA_VXLAN_UDP_CSUM, IFLA_XDP, IFLA_XDP_HW_PROG_ID, IFLA_XDP_PROG_ID, NDA_DST, NDA_IFINDEX,
-    NDA_LLADDR, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST, RTA_GATEWAY,
-    RTA_MULTIPATH, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA, RTEXT_FILTER_SKIP_STATS,
-    RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE, RTN_BLACKHOLE,
-    RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
+    NDA_LLADDR, NLM_F_REQUEST, NTF_SELF, NUD_PERMANENT, RT_SCOPE_UNIVERSE, RT_TABLE_MAIN, RTA_DST,
+    RTA_GATEWAY, RTA_MULTIPATH, RTA_OIF, RTA_PREFSRC, RTA_PRIORITY, RTA_TABLE, RTA_VIA,
+    RTEXT_FILTER_SKIP_STATS, RTM_F_CLONED, RTM_GETADDR, RTM_GETLINK, RTM_GETNEIGH, RTM_GETROUTE,
+    RTN_BLACKHOLE, RTN_PROHIBIT, RTN_UNICAST, RTN_UNREACHABLE, RTNH_F_ONLINK,
 };
 use super::underlay::{self, RoutingSnapshot};
 use super::vrf::{VRF_KIND, VrfMember, add_vrf_members, vrf_table};
@@ -396,6 +397,19 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<Vec<HostLink>> {
         |links: &mut Vec<HostLink>, message| links.extend(link(message)),
         Vec::new,
     )
+}
+
+/// Reads one link by its name. `None` if it does not exist.
+pub(super) fn link_named(netlink: &mut Netlink, name: &DeviceName) -> io::Result<Option<HostLink>> {
+    let mut request = Batch::default();
+    request.begin(RTM_GETLINK, NLM_F_REQUEST, &[0; 16]);
+    request.text(IFLA_IFNAME, name.as_str());
+    request.attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+    match netlink.ask(&mut request, link)? {
+        Ok(found) => Ok(found),
+        Err(Errno::NODEV) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn link(message: Message<'_>) -> Option<HostLink> {

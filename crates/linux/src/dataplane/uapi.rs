@@ -109,6 +109,9 @@ pub(super) const IFLA_LINK_NETNSID: u16 = 37;
 pub(super) const IFLA_INFO_SLAVE_KIND: u16 = 4;
 pub(super) const IFLA_INFO_SLAVE_DATA: u16 = 5;
 pub(super) const IFLA_BRPORT_STATE: u16 = 1;
+pub(super) const IFLA_BRPORT_MODE: u16 = 4;
+/// The state of a port of a bridge that forwards, from `linux/if_bridge.h`.
+pub(super) const BR_STATE_FORWARDING: u8 = 3;
 pub(super) const IFLA_BR_VLAN_FILTERING: u16 = 7;
 /// An XDP program, from `linux/if_link.h`.
 pub(super) const IFLA_XDP: u16 = 43;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, unshare};
 use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet};
 use overlay_types::advice::Command;
 use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
@@ -19,6 +19,7 @@ use overlay_types::tunnel::{OverlayBridge, OverlaySubnets};
 use super::echo::{EchoRequest, Prober, open_socket};
 use crate::cni::{Leases, ProbeLease};
 use crate::dataplane::{LinkBuilder, LinkBuilderError};
+use crate::namespace::{self, run_thread};
 
 /// Number of bridges that have a port. The probes of further overlays begin at the VTEP.
 pub(super) const PORTS_MAX: usize = 4;
@@ -327,16 +328,7 @@ fn in_namespace<T: Send>(
     namespace: &File,
     act: impl FnOnce() -> Result<T, String> + Send,
 ) -> Result<T, String> {
-    let enter = || setns(namespace, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
-    run_thread(|| enter().map(|()| act())).map_err(|error| namespace_problem(&error))?
-}
-
-fn run_thread<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-    std::thread::scope(|scope| {
-        let builder = std::thread::Builder::new().name("overlay-probe-ns".to_owned());
-        let thread = builder.spawn_scoped(scope, act)?;
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-    })
+    namespace::in_namespace(namespace, act).map_err(|error| namespace_problem(&error))?
 }
 
 fn namespace_problem(error: &io::Error) -> String {
