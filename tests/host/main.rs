@@ -17,6 +17,7 @@ mod agent;
 mod clean;
 mod cluster;
 mod cni;
+mod cni_plugin;
 mod dataplane;
 mod dataplane_errors;
 mod demo;
