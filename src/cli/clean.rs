@@ -19,7 +19,7 @@ use overlay_config::AgentConfig;
 use overlay_linux::cni::{CniDirectory, Leases};
 use overlay_linux::dataplane::{Bridge, Dataplane, plan};
 use overlay_linux::docker::{Docker, DockerFailure};
-use overlay_linux::firewall::{Backend, Firewall, RulesFile};
+use overlay_linux::firewall::{self, Backend, Firewall, RulesFile};
 use overlay_linux::host::{HostError, HostLock, HostSettings, read_private, write_private};
 use overlay_linux::probe;
 use overlay_types::addr::{DeviceName, OverlayName};
@@ -280,6 +280,12 @@ impl Report {
             let is_gone = remaining.as_ref().is_some_and(|objects| !objects.contains(&object));
             let result = if is_gone { Ok(()) } else { result.clone() };
             self.add(format!("remove {object}"), result);
+        }
+        let ports = self.found_or_default("the port mappings", firewall::list_port_mappings());
+        for object in ports {
+            self.run(format!("remove {object}"), || {
+                firewall::remove_port_mappings().map_err(|error| error.to_string())
+            });
         }
         let mut file = RulesFile::new(state_dir);
         if file.path().exists() {

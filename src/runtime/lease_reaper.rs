@@ -4,6 +4,7 @@
 use overlay_engine::agent::AddressUsage;
 use overlay_linux::cni::{self, CniError, ContainerEvidence, Lease, Leases, StaleLeases};
 use overlay_linux::dataplane::{ContainerPorts, Dataplane, DataplaneError};
+use overlay_linux::firewall;
 use overlay_types::addr::{DeviceName, Subnet};
 use overlay_types::container_network::NetworkKind;
 use overlay_types::repetition::Repetitions;
@@ -70,6 +71,15 @@ impl LeaseReaper {
         report
     }
 
+    /// Removes the port mappings of released leases, which a container without DEL leaves.
+    fn remove_port_mappings(&mut self, space: &OverlaySubnets, released: &[Lease]) {
+        let addresses = released.iter().map(|lease| lease.address).collect();
+        if let Err(error) = firewall::unmap_ports(&addresses) {
+            let overlay = &space.overlay;
+            self.log_error(&format!("overlay {overlay}: remove stale port mappings: {error}"));
+        }
+    }
+
     fn log_error(&mut self, problem: &str) {
         if let Some(repetition) = self.errors.note(problem) {
             log::warn!("{problem}{repetition}");
@@ -92,7 +102,10 @@ impl LeaseReaper {
         };
         let mut leases = self.leases.of_containers(&space.overlay)?;
         let connected = ports.count_at(name.as_str());
-        if leases.len() > connected {
+        // A container has one lease of each family.
+        let is_v4 = |lease: &&Lease| lease.address.is_ipv4();
+        let count4 = leases.iter().filter(is_v4).count();
+        if count4.max(leases.len() - count4) > connected {
             report.released += self.release(space, name, dataplane)?;
             leases = self.leases.of_containers(&space.overlay)?;
         }
@@ -118,6 +131,7 @@ impl LeaseReaper {
             locked.release(lease)?;
         }
         if !stale.is_empty() {
+            self.remove_port_mappings(space, &stale);
             log::warn!("overlay {}: released {}", space.overlay, describe(&stale));
         }
         Ok(stale.len() as u64)

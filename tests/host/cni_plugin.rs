@@ -20,12 +20,15 @@ const GATEWAY: &str = "192.168.0.1";
 struct Host {
     namespace: Namespace,
     root: tempfile::TempDir,
+    /// A shell command that the plugin runs after, in a mount namespace of its own.
+    prepare: Option<String>,
 }
 
 impl Host {
     fn new() -> Self {
         require_root_and_files(&[BUSYBOX, "/usr/lib/cni/bridge", "/usr/lib/cni/host-local"]);
-        Self { namespace: Namespace::new(), root: tempfile::tempdir().expect("a directory") }
+        let root = tempfile::tempdir().expect("a directory");
+        Self { namespace: Namespace::new(), root, prepare: None }
     }
 
     fn config(&self) -> Value {
@@ -47,7 +50,15 @@ impl Host {
     }
 
     fn start(&self, command: &str, config: &Value, container: &Attached<'_>) -> Child {
-        let mut program = self.namespace.command(program());
+        let mut program = match &self.prepare {
+            None => self.namespace.command(program()),
+            Some(prepare) => {
+                let mut shell = self.namespace.command("unshare");
+                let script = format!("{prepare} && exec \"$1\"");
+                shell.args(["--mount", "sh", "-c", &script, "sh"]).arg(program());
+                shell
+            }
+        };
         program
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", container.id)
@@ -101,10 +112,25 @@ fn attached<'a>(id: &'a str, interface: &'a str, namespace: &Namespace) -> Attac
 }
 
 /// Returns the plugin, which Cargo builds beside the program.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let plugin = Path::new(env!("CARGO_BIN_EXE_mesos-overlay")).with_file_name("mesos-overlay-cni");
     assert!(plugin.exists(), "run 'cargo build -p overlay-cni-plugin' first");
     plugin
+}
+
+/// Returns a client that reaches the host at 10.9.0.1.
+fn client_of(host: &Host) -> Namespace {
+    let client = Namespace::new();
+    let path = client.path();
+    host.namespace.succeed(
+        "ip",
+        &["link", "add", "veth1", "type", "veth", "peer", "eth0", "netns", &path.to_string_lossy()],
+    );
+    host.namespace.run("ip address add 10.9.0.1/24 dev veth1");
+    host.namespace.run("ip link set veth1 up");
+    client.run("ip address add 10.9.0.2/24 dev eth0");
+    client.run("ip link set eth0 up");
+    client
 }
 
 fn start(command: &mut Command, input: &str) -> Child {
@@ -300,16 +326,7 @@ fn cni_plugin_maps_ports_until_container_ends() {
 
     let mut server = containers[0].command(BUSYBOX);
     let mut server = start(server.args(["nc", "-l", "-p", "80", "-e", "echo", "mapped"]), "");
-    let client = Namespace::new();
-    let path = client.path();
-    host.namespace.succeed(
-        "ip",
-        &["link", "add", "veth1", "type", "veth", "peer", "eth0", "netns", &path.to_string_lossy()],
-    );
-    host.namespace.run("ip address add 10.9.0.1/24 dev veth1");
-    host.namespace.run("ip link set veth1 up");
-    client.run("ip address add 10.9.0.2/24 dev eth0");
-    client.run("ip link set eth0 up");
+    let client = client_of(&host);
     let answer = client.succeed(BUSYBOX, &["nc", "-w", "5", "10.9.0.1", "8080"]);
     assert_eq!(answer, "mapped\n");
     let _ = server.kill();
@@ -320,6 +337,183 @@ fn cni_plugin_maps_ports_until_container_ends() {
     host.succeed("ADD", &config, &other);
     // The refused container had .3 for a moment.
     assert!(listing().contains("tcp . 8080 : 192.168.0.4 . 80"), "{}", listing());
+}
+
+/// Hides nft, and makes `iptables` the program of the kernel's iptables.
+const WITHOUT_NFT: &str = "\
+    mkdir /tmp/sbin && mount --bind /usr/sbin /tmp/sbin && mount -t tmpfs tmpfs /usr/sbin && \
+    cp -a /tmp/sbin/xtables-legacy-multi /usr/sbin && \
+    for name in iptables ip6tables; do for part in '' -save -restore; do \
+        ln -s xtables-legacy-multi /usr/sbin/$name$part; done; done";
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn cni_plugin_maps_ports_by_iptables_without_nft() {
+    let mut host = Host::new();
+    host.prepare = Some(format!("mount -t tmpfs tmpfs /tmp && {WITHOUT_NFT}"));
+    // The mount hides a directory in /tmp.
+    host.root = tempfile::tempdir_in("/var/tmp").expect("a directory");
+    host.namespace.enable_ipv6();
+    let mut config = host.config();
+    config["ipam"]["subnet6"] = "fd01:b::/81".into();
+    let info = |port: u16| {
+        let mappings = json!([{"host_port": port, "container_port": 80}]);
+        json!({"org.apache.mesos": {"network_info": {"port_mappings": mappings}}})
+    };
+    let containers: Vec<Namespace> = (0..6).map(|_| Namespace::new()).collect();
+    let ids: Vec<String> = (0..6).map(|number| format!("c{number}")).collect();
+    let configs: Vec<Value> = (0..6)
+        .map(|number| {
+            config["args"] = info(8080 + number);
+            config.clone()
+        })
+        .collect();
+    let each = |command: &str| {
+        scope(|scope| {
+            for ((id, container), config) in ids.iter().zip(&containers).zip(&configs) {
+                let host = &host;
+                scope
+                    .spawn(move || host.succeed(command, config, &attached(id, "eth0", container)));
+            }
+        });
+    };
+    each("ADD");
+    let rules = |program: &str| host.namespace.run(&format!("{program}-legacy-save -t nat"));
+    for (program, loopback) in [("iptables", "127.0.0.0/8"), ("ip6tables", "::1/128")] {
+        let rules = rules(program);
+        assert_eq!(rules.matches("-j DNAT").count(), 6, "{rules}");
+        assert_eq!(rules.matches("-i m-vxlan-1 -j RETURN").count(), 1, "{rules}");
+        let jump = format!("-A OUTPUT ! -d {loopback} -m addrtype --dst-type LOCAL -j");
+        assert_eq!(rules.matches(&jump).count(), 1, "{rules}");
+    }
+    let ruleset = host.namespace.run("nft list ruleset");
+    assert!(!ruleset.contains("mesos_overlay_ports"), "{ruleset}");
+    let mut server = containers[0].command(BUSYBOX);
+    let mut server = start(server.args(["nc", "-l", "-p", "80", "-e", "echo", "mapped"]), "");
+    let client = client_of(&host);
+    let answer = client.succeed(BUSYBOX, &["nc", "-w", "5", "10.9.0.1", "8080"]);
+    assert_eq!(answer, "mapped\n");
+    let _ = server.kill();
+    let _ = server.wait();
+    let other = attached("other", "eth0", &client);
+    assert_eq!(host.fail("ADD", &configs[0], &other).0, 103, "eth0 exists");
+    let fresh = Namespace::new();
+    let (code, message) = host.fail("ADD", &configs[0], &attached("other", "eth0", &fresh));
+    assert!(code == 102 && message.contains("port 8080/tcp"), "{code} {message}");
+    each("DEL");
+    for program in ["iptables", "ip6tables"] {
+        assert!(!rules(program).contains("MESOS-OVERLAY"), "{}", rules(program));
+    }
+    assert_eq!(host.leased(), BTreeSet::new());
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn cni_plugin_refuses_hostile_input() {
+    let host = Host::new();
+    let config = host.config();
+    let container = Namespace::new();
+    let path = |path: &str| Attached { id: "c1", interface: "eth0", path: Some(path.into()) };
+    for (id, interface) in [("../c1", "eth0"), ("c1", "../eth0"), ("", "eth0"), ("c1\r\nx", "eth0")]
+    {
+        let (code, message) = host.fail("ADD", &config, &attached(id, interface, &container));
+        assert_eq!((code, message.contains('\n')), (4, false), "{message}");
+    }
+    let pipe = host.root.path().join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs");
+    assert!(made.success());
+    for no_namespace in [&pipe, Path::new("/etc/passwd"), Path::new("/proc/self/ns/mnt")] {
+        let (code, message) = host.fail("ADD", &config, &path(&no_namespace.to_string_lossy()));
+        assert_eq!(code, 5, "{message}");
+    }
+    for (input, code) in [
+        ("{".to_owned(), 6),
+        ("[".repeat(100_000), 7),
+        (format!("{{\"name\":\"{}\"}}", "\u{7}".repeat(100_000)), 6),
+        (" ".repeat(5 << 20), 6),
+        ("\"text\"".to_owned(), 7),
+    ] {
+        let mut command = host.namespace.command(program());
+        command.env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", "c1").env("CNI_IFNAME", "eth0");
+        let output = start(command.env("CNI_NETNS", container.path()), &input);
+        let output = output.wait_with_output().expect("the plugin ends");
+        let error: Value = serde_json::from_slice(&output.stdout).expect("an error as JSON");
+        assert_eq!(error["code"], code, "{error}");
+        assert!(output.stdout.len() < 2000 && output.stderr.len() < 2000, "{error}");
+        assert!(!output.stdout.contains(&b'\n'), "{error}");
+    }
+    // A directory of leases that leads elsewhere, and leases that another program has left.
+    let elsewhere = tempfile::tempdir().expect("a directory");
+    let leases = host.root.path().join("vxlan-1");
+    std::os::unix::fs::symlink(elsewhere.path(), &leases).expect("a link");
+    assert_eq!(host.fail("ADD", &config, &path(&container.path().to_string_lossy())).0, 5);
+    assert_eq!(fs::read_dir(elsewhere.path()).expect("a directory").count(), 0);
+    fs::remove_file(&leases).expect("a link");
+    fs::create_dir(&leases).expect("a directory");
+    std::os::unix::fs::symlink("/etc/passwd", leases.join("192.168.0.2")).expect("a link");
+    fs::write(leases.join("192.168.0.3"), vec![b'x'; 1 << 20]).expect("a file");
+    std::os::unix::fs::symlink("/etc/hostname", leases.join("last_reserved_ip.0")).expect("a link");
+    let hostname = fs::read("/etc/hostname").expect("a file");
+    let result = host.succeed("ADD", &config, &attached("c1", "eth0", &container));
+    assert_eq!(result["ip4"]["ip"], "192.168.0.4/25");
+    assert_eq!(fs::read("/etc/hostname").expect("a file"), hostname);
+    host.succeed("DEL", &config, &attached("c1", "eth0", &container));
+    let unknown = attached("unknown", "eth0", &container);
+    host.succeed("DEL", &config, &unknown);
+    host.succeed("DEL", &config, &Attached { path: None, ..unknown });
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn cni_plugin_without_address_or_space_leaves_nothing() {
+    let mut host = Host::new();
+    let mut config = host.config();
+    config["ipam"]["subnet"] = "192.168.0.0/30".into();
+    let containers = [Namespace::new(), Namespace::new()];
+    let [first, second] = &containers;
+    host.succeed("ADD", &config, &attached("c1", "eth0", first));
+    let output = host.run("ADD", &config, &attached("c2", "eth0", second));
+    let error: Value = serde_json::from_slice(&output.stdout).expect("an error as JSON");
+    assert_eq!(error["code"], 100);
+    assert_eq!(error["msg"], "no address of 192.168.0.0/30 is free");
+    let details = "run fewer containers of this overlay on this host, or give the overlay a \
+                   shorter prefix at the master";
+    assert_eq!(error["details"], details);
+    assert_eq!((second.devices().len(), host.namespace.devices().len()), (0, 2));
+    host.succeed("DEL", &config, &attached("c1", "eth0", first));
+
+    let full = host.root.path().join("full");
+    fs::create_dir(&full).expect("a directory");
+    host.prepare = Some(format!("mount -t tmpfs -o size=4k,nr_inodes=3 tmpfs {}", full.display()));
+    config["ipam"]["dataDir"] = full.to_string_lossy().into();
+    let (code, message) = host.fail("ADD", &config, &attached("c1", "eth0", first));
+    assert!(code == 5 && message.contains("No space left on device"), "{code} {message}");
+    assert_eq!((first.devices().len(), host.namespace.devices().len()), (0, 1));
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn concurrent_commands_of_one_container_leave_one_or_no_address() {
+    let host = Host::new();
+    let config = host.config();
+    let container = Namespace::new();
+    let one = attached("c1", "eth0", &container);
+    for _ in 0..10 {
+        scope(|scope| {
+            for number in 0..8 {
+                let (host, config, one) = (&host, &config, &one);
+                let command = if number % 2 == 0 { "ADD" } else { "DEL" };
+                scope.spawn(move || host.run(command, config, one));
+            }
+        });
+        assert!(host.leased().len() <= 1, "{:?}", host.leased());
+    }
+    host.succeed("ADD", &config, &one);
+    assert_eq!(host.leased().len(), 1);
+    assert!(container.can_reach(GATEWAY));
+    host.succeed("DEL", &config, &one);
+    assert_eq!((host.leased().len(), container.devices().len()), (0, 0));
+    assert_eq!(host.namespace.devices(), ["m-vxlan-1"]);
 }
 
 #[test]
@@ -371,6 +565,7 @@ fn killed_cni_plugin_leaks_no_lease_and_no_port() {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
+#[expect(clippy::disallowed_methods, reason = "the test prints the time")]
 fn hundred_containers_at_once_get_one_address_each() {
     const COUNT: usize = 100;
     let host = Host::new();

@@ -70,9 +70,13 @@ fn variable(name: &str) -> Option<String> {
 fn read_input() -> Result<Vec<u8>, PluginError> {
     let mut input = Vec::new();
     io::stdin()
-        .take(INPUT_MAX)
+        .take(INPUT_MAX + 1)
         .read_to_end(&mut input)
         .map_err(|error| failure::io(&format!("read the standard input: {error}")))?;
+    if input.len() as u64 > INPUT_MAX {
+        let message = format!("the network configuration is longer than {INPUT_MAX} bytes");
+        return Err(PluginError::new(ErrorCode::Decode, message));
+    }
     Ok(input)
 }
 

@@ -1,28 +1,19 @@
-//! Maps ports of the host to containers, with nft.
+//! Maps ports of the host to containers.
 
-use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use overlay_cni::config::NetworkConfig;
-use overlay_cni::mesos::PortMapping;
-use overlay_cni::ports::{
-    PortChanges, PortElement, TABLE, add_script, elements, parse_listing, remove_script,
-};
 use overlay_cni::{ErrorCode, PluginError};
 use overlay_linux::cni::Lease;
-use overlay_linux::subprocess::{find_system_program, run_blocking};
+use overlay_linux::firewall::{self, PortMappingError};
+use overlay_types::port_mapping::PortMapping;
 
-use crate::{failure, leases};
-
-/// Timeout of nft.
-const TIMEOUT: Duration = Duration::from_secs(30);
+use crate::leases;
 
 /// Maps the ports of a container. Replaces mappings of the same address.
 ///
 /// # Errors
-/// When another container has a port, or nft fails or is missing.
+/// When another container has a port, or the firewall of the host refuses.
 pub(crate) fn map(
     config: &NetworkConfig,
     mappings: &[PortMapping],
@@ -35,53 +26,31 @@ pub(crate) fn map(
     // Leases of other networks are not known here, so their mappings stay.
     let is_stale =
         |address| config.ranges.iter().any(|range| range.has(address)) && !taken.contains(&address);
-    let desired = elements(mappings, addresses);
-    let changes = PortChanges::plan(&desired, addresses, &listed()?, is_stale)?;
-    nft(&["-f", "-"], &add_script(&config.bridge, &changes)).map(drop)
+    firewall::map_ports(&config.bridge, mappings, addresses, &is_stale)
+        .map_err(|error| failed(&error))
 }
 
-/// Removes the mappings to the addresses of leases. A missing table or a missing nft is no error:
-/// then there are none.
+/// Removes the mappings to the addresses of leases.
 ///
 /// # Errors
-/// When nft fails.
+/// When the firewall of the host refuses.
 pub(crate) fn unmap(leases: &[Lease]) -> Result<(), PluginError> {
-    if leases.is_empty() || find_system_program("nft").is_none() {
+    if leases.is_empty() {
         return Ok(());
     }
-    let is_own = |element: &PortElement| leases.iter().any(|it| it.address == element.address);
-    let own: BTreeSet<PortElement> = listed()?.into_iter().filter(is_own).collect();
-    if own.is_empty() {
-        return Ok(());
-    }
-    nft(&["-f", "-"], &remove_script(&own)).map(drop)
+    let addresses = leases.iter().map(|lease| lease.address).collect();
+    firewall::unmap_ports(&addresses).map_err(|error| failed(&error))
 }
 
-/// Lists the mappings of all containers.
-fn listed() -> Result<BTreeSet<PortElement>, PluginError> {
-    let mut arguments = vec!["-j", "list", "table"];
-    arguments.extend(TABLE.split(' '));
-    match nft(&arguments, "")? {
-        Some(output) => parse_listing(&output),
-        None => Ok(BTreeSet::new()),
-    }
-}
-
-/// Runs nft. Returns its output, or `None` if the object does not exist.
-fn nft(arguments: &[&str], input: &str) -> Result<Option<Vec<u8>>, PluginError> {
-    let failed = |message: String| PluginError::new(ErrorCode::PortMapping, message);
-    let Some(program) = find_system_program("nft") else {
-        return Err(failed("port mappings need nft".to_owned()).with_details("install nftables"));
+fn failed(error: &PortMappingError) -> PluginError {
+    let details = match error {
+        PortMappingError::Taken { .. } => Some("map another port of the host"),
+        PortMappingError::NoProgram => Some("install nftables"),
+        PortMappingError::Listing(_) | PortMappingError::Firewall(_) => None,
     };
-    let words = arguments.iter().map(OsStr::new);
-    let output = run_blocking(&program, words, input.as_bytes(), TIMEOUT)
-        .map_err(|error| failure::io(&format!("run nft: {error:?}")))?;
-    if output.success {
-        return Ok(Some(output.stdout));
+    let refused = PluginError::new(ErrorCode::PortMapping, error.to_string());
+    match details {
+        Some(details) => refused.with_details(details),
+        None => refused,
     }
-    let line = output.error_line(&["Error: "]);
-    if input.is_empty() && line.contains("No such file or directory") {
-        return Ok(None);
-    }
-    Err(failed(format!("nft {}: {line}", arguments.join(" "))))
 }

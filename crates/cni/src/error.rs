@@ -1,6 +1,10 @@
 //! Errors of a command, with the codes of the specification.
 
+use overlay_types::escape::bounded_line;
 use serde::Serialize;
+
+/// Most characters of a message and of its details. A message may quote input of a task.
+const TEXT_MAX: usize = 600;
 
 /// The code of an error. Codes up to 99 are those of the specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,16 +69,16 @@ pub struct PluginError {
 }
 
 impl PluginError {
-    /// Creates an error. `message` is one line.
+    /// Creates an error. The message becomes one line of visible characters.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), details: None }
+        Self { code, message: bounded_line(&message.into(), TEXT_MAX), details: None }
     }
 
     /// Adds what to do.
     #[must_use]
     pub fn with_details(self, details: impl Into<String>) -> Self {
-        Self { details: Some(details.into()), ..self }
+        Self { details: Some(bounded_line(&details.into(), TEXT_MAX)), ..self }
     }
 
     /// Returns the code.

@@ -5,7 +5,6 @@
 //! - [`mesos`]: what Mesos adds to the configuration: port mappings and labels
 //! - [`allocation`]: chooses the address of a container
 //! - [`names`]: names and MACs that follow from an attachment
-//! - [`ports`]: port mappings as elements of nftables maps
 //! - [`result`]: the result of a command as JSON, for each version
 //! - [`error`]: errors of a command, with the codes of the specification
 //! - [`version`]: the versions of the protocol
@@ -17,7 +16,6 @@ pub mod config;
 pub mod error;
 pub mod mesos;
 pub mod names;
-pub mod ports;
 pub mod request;
 pub mod result;
 pub mod version;

@@ -1,9 +1,10 @@
 //! What Mesos adds to the configuration: the `NetworkInfo` of the task, with labels and port
 //! mappings. clusterd's Docker executor adds nothing.
 
-use std::fmt;
 use std::net::IpAddr;
 
+use overlay_types::escape::bounded_line;
+use overlay_types::port_mapping::{PortMapping, PortProtocol};
 use serde::Deserialize;
 
 use crate::error::{ErrorCode, PluginError};
@@ -12,6 +13,8 @@ use crate::error::{ErrorCode, PluginError};
 pub const ADDRESS_LABEL: &str = "org.apache.mesos.overlay.address";
 /// Most port mappings of a container.
 const PORT_MAPPINGS_MAX: usize = 1024;
+/// Most characters of an invalid value that a message repeats.
+const SHOWN_MAX: usize = 80;
 
 /// The arguments of Mesos that concern the plugin.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -20,41 +23,6 @@ pub struct MesosArguments {
     pub addresses: Vec<IpAddr>,
     /// The ports of the host that lead to the container.
     pub port_mappings: Vec<PortMapping>,
-}
-
-/// A port of the host that leads to a port of the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PortMapping {
-    /// The protocol.
-    pub protocol: Protocol,
-    /// The port of the host.
-    pub host_port: u16,
-    /// The port of the container.
-    pub container_port: u16,
-}
-
-/// A protocol with ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Protocol {
-    /// TCP, the default of Mesos.
-    Tcp,
-    /// UDP.
-    Udp,
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-impl fmt::Display for PortMapping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{} to {}", self.host_port, self.protocol, self.container_port)
-    }
 }
 
 /// The key `args` of a configuration.
@@ -134,7 +102,8 @@ impl MesosArguments {
 
 fn parse_address(text: &str) -> Result<IpAddr, PluginError> {
     text.trim().parse().map_err(|_| {
-        let message = format!("label {ADDRESS_LABEL}: '{}' is no address", text.escape_debug());
+        let text = bounded_line(text, SHOWN_MAX);
+        let message = format!("label {ADDRESS_LABEL}: '{text}' is no address");
         PluginError::new(ErrorCode::AddressRefused, message)
             .with_details("write one IPv4 or IPv6 address without a prefix length")
     })
@@ -146,14 +115,11 @@ fn port_mapping(raw: &RawPortMapping) -> Result<PortMapping, PluginError> {
         let port = u16::try_from(port).ok().filter(|port| *port > 0);
         port.ok_or_else(|| invalid("a port mapping has a port outside of 1 to 65535".to_owned()))
     };
-    let protocol = match raw.protocol.as_deref().map(str::to_ascii_lowercase).as_deref() {
-        None | Some("tcp") => Protocol::Tcp,
-        Some("udp") => Protocol::Udp,
-        Some(other) => {
-            let message = format!("a port mapping has protocol '{}'", other.escape_debug());
-            return Err(invalid(message).with_details("write tcp or udp"));
-        }
-    };
+    let name = raw.protocol.as_deref().unwrap_or("tcp").to_ascii_lowercase();
+    let protocol = PortProtocol::parse(&name).ok_or_else(|| {
+        let message = format!("a port mapping has protocol '{}'", bounded_line(&name, SHOWN_MAX));
+        invalid(message).with_details("write tcp or udp")
+    })?;
     Ok(PortMapping {
         protocol,
         host_port: port(raw.host_port)?,

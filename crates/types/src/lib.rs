@@ -7,6 +7,7 @@
 //! - [`container_network`]: the CNI and Docker networks of an assignment
 //! - [`escape`]: escapes untrusted text before it is shown
 //! - [`mutation`]: deliberate defects that the simulator must detect
+//! - [`port_mapping`]: ports of the host that lead to containers
 //! - [`protocol`]: networks, assignments, records, messages
 //! - [`repetition`]: logs a repeated cause once, and then with a count
 //! - [`secret`]: keeps passwords out of messages
@@ -22,6 +23,7 @@ pub mod clock;
 pub mod container_network;
 pub mod escape;
 pub mod mutation;
+pub mod port_mapping;
 pub mod protocol;
 pub mod repetition;
 pub mod secret;

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -353,7 +353,9 @@ impl ContainerNamespace {
             io::ErrorKind::NotFound => NamespaceError::Missing(path.to_owned()),
             _ => NamespaceError::Io(path.to_owned(), error),
         };
-        let file = File::open(path).map_err(failed)?;
+        // A pipe would block without `O_NONBLOCK`.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+        let file = file.map_err(failed)?;
         let identity = |found: fs::Metadata| (found.dev(), found.ino());
         let own = fs::metadata(OWN_NAMESPACE).map(identity).map_err(failed)?;
         if file.metadata().map(identity).map_err(failed)? == own {

@@ -15,15 +15,15 @@ use super::saved::Section;
 pub(super) const LOCK_SECONDS: &str = "5";
 
 /// The iptables programs of a family.
-struct Programs {
+pub(super) struct Programs {
     /// The program that an operator uses for a single rule.
-    change: &'static str,
+    pub(super) change: &'static str,
     save: &'static str,
-    restore: &'static str,
+    pub(super) restore: &'static str,
 }
 
 impl Programs {
-    const fn of(family: Family) -> Self {
+    pub(super) const fn of(family: Family) -> Self {
         match family {
             Family::V4 => {
                 Self { change: "iptables", save: "iptables-save", restore: "iptables-restore" }

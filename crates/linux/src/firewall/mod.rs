@@ -41,6 +41,7 @@ mod nft_chains;
 mod nft_errors;
 mod nft_untracked;
 mod nftables;
+mod port_mappings;
 #[cfg(test)]
 mod restart_tests;
 mod ruleset;
@@ -67,6 +68,9 @@ use self::iptables::Scope;
 use self::kept::Format;
 use self::listing::Listing;
 pub use self::monitor::{Monitor, RulesEvent};
+pub use self::port_mappings::{
+    PortMappingError, list_port_mappings, map_ports, remove_port_mappings, unmap_ports,
+};
 pub use self::ruleset::{Forwarding, Ingress, Options, Ruleset};
 use self::saved::Section;
 pub use self::saved::{LoadError, RulesFile};

@@ -29,6 +29,8 @@ const NFTA_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
 /// The managed table.
 const TABLE: &str = "mesos_overlay";
+/// The table of the port mappings, which the CNI plugin changes and the inspection does not need.
+const PORTS_TABLE: &str = "mesos_overlay_ports";
 /// The first word of the managed chains of iptables.
 const CHAINS: &str = "MESOS-OVERLAY";
 /// The chains of other programs that lead to managed chains.
@@ -114,17 +116,25 @@ impl Monitor {
 struct Transaction {
     /// Whether a managed rule, or the jump to one, may be among the changes.
     is_of_managed: bool,
+    /// Whether port mappings are among the changes.
+    is_of_ports: bool,
+    /// Whether other rules are among the changes.
+    is_of_others: bool,
 }
 
 impl Transaction {
     /// Adds a message. The last one names the program that made the changes.
     fn add(&mut self, message: &Message<'_>, own: &[u32], names_processes: bool) -> RulesEvent {
         if message.kind != NFT_MSG_NEWGEN {
-            self.is_of_managed |= is_of_managed(message);
+            let is_of_ports = is_of_port_mappings(message);
+            self.is_of_ports |= is_of_ports;
+            self.is_of_others |= !is_of_ports;
+            self.is_of_managed |= !is_of_ports && is_of_managed(message);
             return RulesEvent::None;
         }
-        let is_of_managed = std::mem::take(self).is_of_managed;
-        if is_of_own(message, own, names_processes) {
+        let Self { is_of_managed, is_of_ports, is_of_others } = std::mem::take(self);
+        let is_only_of_ports = is_of_ports && !is_of_others;
+        if is_only_of_ports || is_of_own(message, own, names_processes) {
             RulesEvent::None
         } else if is_of_managed {
             RulesEvent::Managed
@@ -147,6 +157,12 @@ fn is_of_managed(message: &Message<'_>) -> bool {
             || word.starts_with(CHAINS)
             || (is_removal && JUMPING_CHAINS.contains(&word.as_str()))
     }) || message.kind == NFT_MSG_DELTABLE
+}
+
+/// Returns whether a message is about an object of the table of the port mappings.
+fn is_of_port_mappings(message: &Message<'_>) -> bool {
+    let mut objects = attributes(message.body, NFGENMSG);
+    objects.any(|(kind, value)| kind == NFTA_TABLE && text(value) == PORTS_TABLE)
 }
 
 /// Returns whether one of our programs made a transaction. Without `names_processes`, the number of
@@ -236,6 +252,8 @@ mod tests {
         assert_eq!(of(NFT_MSG_DELRULE, ["filter", "FORWARD"]), RulesEvent::Managed);
         assert_eq!(of(NFT_MSG_DELRULE, ["filter", "MESOS-OVERLAY"]), RulesEvent::Managed);
         assert_eq!(of(NFT_MSG_DELTABLE, ["filter", ""]), RulesEvent::Managed);
+        assert_eq!(of(NFT_MSG_DELTABLE, ["mesos_overlay_ports", ""]), RulesEvent::None);
+        assert_eq!(of(NFT_MSG_DELRULE, ["mesos_overlay_ports", "output"]), RulesEvent::None);
     }
 
     proptest::proptest! {

@@ -11,15 +11,23 @@ const TABLES: [&str; 2] = [shortcut::TABLE, nftables::TABLE];
 /// # Errors
 /// When nft fails: then it is unknown which tables exist.
 fn existing(tools: &dyn Tools) -> Result<Vec<&'static str>, FirewallError> {
+    let names = names(tools)?;
+    Ok(TABLES.into_iter().filter(|own| names.iter().any(|name| name == own)).collect())
+}
+
+/// Returns the families and names of all tables. Without nft there are none.
+///
+/// # Errors
+/// When nft fails: then it is unknown which tables exist.
+pub(super) fn names(tools: &dyn Tools) -> Result<Vec<String>, FirewallError> {
     if !tools.has("nft") {
         return Ok(Vec::new());
     }
     // `list table` fails in the same way for a missing table and for every other reason.
     match tools.run("nft", &["list", "tables"], "") {
         Ok(tables) => {
-            let tables: Vec<_> =
-                tables.lines().filter_map(|line| line.trim_end().strip_prefix("table ")).collect();
-            Ok(TABLES.into_iter().filter(|own| tables.contains(own)).collect())
+            let names = tables.lines().filter_map(|line| line.trim_end().strip_prefix("table "));
+            Ok(names.map(str::to_owned).collect())
         }
         Err(error) if error.is_unsupported() => Ok(Vec::new()),
         Err(error) => Err(error),

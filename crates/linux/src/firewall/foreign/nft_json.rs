@@ -12,7 +12,7 @@ use super::model::{
 };
 use super::nft_values::{items, key_of, keys_of, pairs};
 use super::packet::Untracked;
-use crate::firewall::{nft_untracked, nftables, shortcut};
+use crate::firewall::{nft_untracked, nftables, port_mappings, shortcut};
 
 /// A set or a map by table family, table and name.
 type SetKey = (String, String, String);
@@ -36,9 +36,9 @@ fn text<'a>(object: &'a Value, key: &str) -> &'a str {
     object[key].as_str().unwrap_or_default()
 }
 
-/// Returns whether a table is the managed table.
+/// Returns whether a table is a managed table.
 fn is_own(family: TableFamily, name: &str) -> bool {
-    [nftables::TABLE, shortcut::TABLE]
+    [nftables::TABLE, shortcut::TABLE, port_mappings::TABLE]
         .iter()
         .any(|table| table.split_once(' ') == Some((family.name(), name)))
 }

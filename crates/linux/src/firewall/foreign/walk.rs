@@ -7,7 +7,7 @@
 use super::matching::{Changes, Truth, View};
 use super::model::{Base, Chain, Hook, Rule, Step, TCP, Table, TableFamily, UDP, Verdict};
 use super::packet::{Packet, PacketKind};
-use crate::firewall::iptables;
+use crate::firewall::{iptables, port_mappings};
 
 /// Number of nested jumps that the kernel allows.
 const DEPTH_MAX: usize = 16;
@@ -301,6 +301,7 @@ impl<'a> Walk<'a, '_> {
 
     /// Returns whether a chain is managed: the agent's own rules drop what must be dropped.
     fn is_own(&self, chain: &Chain) -> bool {
-        self.table.is_iptables() && iptables::is_own_chain(&chain.name)
+        let name = chain.name.as_str();
+        self.table.is_iptables() && (iptables::is_own_chain(name) || name == port_mappings::CHAIN)
     }
 }
