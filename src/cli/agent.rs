@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use libprocess::limits::Limits;
-use overlay_config::{AgentConfig, DataplaneKind, HttpConfig, parse_agent};
+use overlay_config::{AgentConfig, CniPlugin, DataplaneKind, HttpConfig, parse_agent};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
@@ -105,6 +105,7 @@ impl AgentCommand {
                 config.cni_plugins_dir.clone(),
                 config.port_mapper,
             )
+            .with_overlay_plugin(config.cni_plugin == CniPlugin::Overlay)
         };
         let master = config
             .master

@@ -5,7 +5,7 @@ use std::net::SocketAddrV4;
 use std::path::Path;
 use std::sync::Arc;
 
-use overlay_config::{agent_file, agent_from_parameters};
+use overlay_config::{CniPlugin, agent_file, agent_from_parameters};
 use overlay_engine::agent::Settings;
 use overlay_linux::cni::CniDirectory;
 use overlay_linux::docker::Docker;
@@ -65,6 +65,7 @@ pub(super) fn configure(
             config.cni_plugins_dir.clone(),
             config.port_mapper,
         )
+        .with_overlay_plugin(config.cni_plugin == CniPlugin::Overlay)
     };
     // The containerizer reads the directory right after the creation of the modules.
     directory().prepare().map_err(|reason| format!("{}: {reason}", Kind::Agent))?;

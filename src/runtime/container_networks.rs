@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use overlay_engine::agent::{Agent, Event, FoundNetworks, Scope, has_named_subnet};
+use overlay_engine::agent::{Agent, Event, FoundNetworks, NetworkDetails, Scope, has_named_subnet};
 use overlay_linux::cni::{self, CniDirectory};
 use overlay_linux::dataplane::LinkBuilder;
 use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
@@ -203,9 +203,8 @@ impl ContainerNetworks {
                 Ok(note) => (note, Ok(())),
                 Err(reason) => (None, Err(reason)),
             };
-            inbox
-                .send(Event::Applied { attempt, overlay, kind: NetworkKind::Docker, note, result })
-                .await;
+            let (kind, details) = (NetworkKind::Docker, NetworkDetails { note, plugin: None });
+            inbox.send(Event::Applied { attempt, overlay, kind, details, result }).await;
             drop(permit);
             if is_down {
                 wait_for_docker(&docker, &is_waiting, &inbox).await;
@@ -353,11 +352,14 @@ async fn run_cni_jobs(
                 let result = written
                     .unwrap_or_else(|error| Err(format!("write the cni configuration: {error}")));
                 let kind = NetworkKind::Cni;
-                if result == Ok(true) {
+                let (is_written, details, result) = match result {
+                    Ok((is_written, details)) => (is_written, details, Ok(())),
+                    Err(reason) => (false, NetworkDetails::default(), Err(reason)),
+                };
+                if is_written {
                     report_remade(&overlay, kind, &inbox).await;
                 }
-                let result = result.map(drop);
-                inbox.send(Event::Applied { attempt, overlay, kind, note: None, result }).await;
+                inbox.send(Event::Applied { attempt, overlay, kind, details, result }).await;
             }
             CniJob::Retain(overlays) => {
                 let removed = run_cni_job(cni, move |cni| remove_other_cni(cni, &overlays)).await;
@@ -392,14 +394,17 @@ async fn find_cni(cni: Arc<CniDirectory>, inbox: &Inbox<Agent>) {
     inbox.send(Event::FoundNetworks { kind, networks }).await;
 }
 
-/// Writes a configuration unless it exists. Returns whether it was written.
-fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<bool, String> {
+/// Writes a configuration unless it exists. Returns whether it was written, and what it names.
+fn write_cni(cni: &CniDirectory, network: &CniNetwork) -> Result<(bool, NetworkDetails), String> {
     let outcome = cni.write(network).map_err(|error| error.to_string())?;
+    let name = &network.name;
+    let plugin = cni.plugin();
     let is_written = outcome != cni::Outcome::Unchanged;
     if is_written {
-        log::info!("overlay {}: wrote the cni configuration", network.name);
+        log::info!("overlay {name}: wrote the cni configuration, which names the plugin {plugin}");
     }
-    Ok(is_written)
+    let note = cni.plugin_problem().map(|problem| format!("overlay {name}: {problem}"));
+    Ok((is_written, NetworkDetails { note, plugin: Some(plugin) }))
 }
 
 /// Removes the managed configurations of all other overlays. Returns why some remain.
@@ -478,6 +483,8 @@ mod tests {
             name: name.parse().unwrap(),
             bridge: bridge(),
             subnet: "192.168.1.0/25".parse().unwrap(),
+            subnet6: None,
+            docker_subnets: Vec::new(),
             mtu: Mtu::OVERLAY_DEFAULT,
         };
         // Two assignments in quick succession. The second assignment does not contain overlay a.
@@ -537,6 +544,8 @@ mod tests {
                 name: name.parse().unwrap(),
                 bridge: format!("m-{name}").parse().unwrap(),
                 subnet: subnet.parse().unwrap(),
+                subnet6: None,
+                docker_subnets: Vec::new(),
                 mtu: Mtu::OVERLAY_DEFAULT,
             };
             networks.apply(1, ContainerNetwork::Cni(network));

@@ -9,9 +9,10 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::cni::{PLUGINS, plugin};
+use crate::cni_plugin::program as overlay_plugin;
 use crate::docker_daemon::{DOCKER, DockerDaemon, IMAGE, TIMEOUT, sleep_poll_interval};
 use crate::namespace::{BUSYBOX, Namespace, run};
-use crate::process::Process;
+use crate::process::{PROGRAM, Process};
 
 const NETWORK: &str = include_str!("../golden/network.json");
 const MASTER: &str = "127.0.0.1:5050";
@@ -109,9 +110,168 @@ impl Host {
         address.parse().expect("a valid IPv4 address")
     }
 
+    /// Changes a key of the agent's configuration, for its next start.
+    fn set(&self, key: &str, value: Value) {
+        let path = self.daemon.path("agent.json");
+        let text = fs::read(&path).expect("an agent_config");
+        let mut config: Value = serde_json::from_slice(&text).expect("valid JSON");
+        config[key] = value;
+        fs::write(path, config.to_string()).expect("an agent_config");
+    }
+
+    /// Waits until the CNI configuration names a plugin.
+    fn wait_for_plugin(&self, plugin: &str) -> Value {
+        let mut waited = Duration::ZERO;
+        loop {
+            let path = self.daemon.path("cni/vxlan-1.conf");
+            let found: Value = fs::read(path)
+                .map_or(Value::Null, |text| serde_json::from_slice(&text).expect("JSON"));
+            if found["type"] == plugin {
+                return found;
+            }
+            let log = fs::read_to_string(self.daemon.path("agent.log")).unwrap_or_default();
+            assert!(waited < TIMEOUT, "{found}\n{log}");
+            waited += sleep_poll_interval();
+        }
+    }
+
+    fn health(&self) -> Value {
+        let url = format!("http://{AGENT}/overlay-agent/health");
+        let output = self.daemon.namespace.succeed(BUSYBOX, &["wget", "-q", "-O", "-", &url]);
+        serde_json::from_str(&output).expect("valid JSON")
+    }
+
+    /// Runs the CNI plugin of mesos-overlay. Returns the address of the result.
+    fn overlay_plugin(&self, command: &str, config: &Value, one: &Attached<'_>) -> Value {
+        let mut program = self.daemon.namespace.command(overlay_plugin());
+        program
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", one.id)
+            .env("CNI_IFNAME", one.interface)
+            .env("CNI_NETNS", &one.namespace);
+        let output = run(&mut program, &config.to_string());
+        assert!(output.status.success(), "{command}: {output:?}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        result["ip4"]["ip"].clone()
+    }
+
+    fn leased(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.daemon.path("leases/vxlan-1")).expect("a directory");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let names = names.map(|name| name.to_string_lossy().into_owned());
+        // The agent has a lease for its probes.
+        let is_lease = |name: &String| name.starts_with("192.168.0.") && name != "192.168.0.126";
+        let mut names: Vec<String> = names.filter(is_lease).collect();
+        names.sort();
+        names
+    }
+
     fn inspect(&self, container: &str, format: &str) -> String {
         self.daemon.succeed(&["inspect", "--format", format, container]).trim().to_owned()
     }
+}
+
+/// A container as its containerizer names it.
+struct Attached<'a> {
+    id: &'a str,
+    interface: &'a str,
+    namespace: PathBuf,
+}
+
+/// clusterd runs the plugin for a container of Docker as well: it keeps its only address.
+fn check_docker_container(host: &Host, config: &Value) {
+    host.daemon.import_image();
+    let sleep = ["/bin/busybox", "sleep", "600"];
+    let web = ["run", "-d", "--name", "web", "--net", "vxlan-1", IMAGE];
+    host.daemon.succeed(&[&web[..], &sleep[..]].concat());
+    let pid = host.inspect("web", "{{.State.Pid}}");
+    let namespace = PathBuf::from(format!("/proc/{pid}/ns/net"));
+    let docker = Attached { id: "docker", interface: "eth1", namespace };
+    assert_eq!(host.overlay_plugin("ADD", config, &docker), "192.168.0.130/25");
+    assert_eq!(host.leased().len(), 2, "the container of Docker has no lease");
+    host.overlay_plugin("DEL", config, &docker);
+    let ping = ["exec", "web", "/bin/busybox", "ping", "-c", "1", "-W", "5", "192.168.0.129"];
+    host.daemon.succeed(&ping);
+    host.daemon.succeed(&["rm", "-f", "web"]);
+}
+
+/// The agent releases the lease of a container that ended without DEL, with its port mapping.
+fn check_release_after_end(host: &Host, config: Value, containers: Vec<Namespace>) {
+    let mut mapped = config;
+    let mapping = serde_json::json!([{"host_port": 8080, "container_port": 80}]);
+    mapped["args"]["org.apache.mesos"]["network_info"]["port_mappings"] = mapping;
+    let fourth = Namespace::new();
+    let fourth_one = Attached { id: "fourth", interface: "eth0", namespace: fourth.path() };
+    assert_eq!(host.overlay_plugin("ADD", &mapped, &fourth_one), "192.168.0.5/25");
+    let mappings = || host.daemon.namespace.run("nft list table inet mesos_overlay_ports");
+    assert!(mappings().contains("192.168.0.5 . 80"), "{}", mappings());
+    drop((containers, fourth));
+    let mut waited = Duration::ZERO;
+    while !host.leased().is_empty() || mappings().contains("8080") {
+        assert!(waited < TIMEOUT, "{:?}\n{}", host.leased(), mappings());
+        waited += sleep_poll_interval();
+    }
+}
+
+fn check_clean(host: &Host) {
+    let config = host.path_text("agent.json");
+    let mut clean = host.daemon.namespace.command(PROGRAM);
+    clean.args(["clean", "--config", &config]).env("DOCKER_HOST", host.daemon.socket());
+    let cleaned = run(&mut clean, "");
+    let text = String::from_utf8_lossy(&cleaned.stdout);
+    assert!(text.contains("remove nftables table inet mesos_overlay_ports"), "{cleaned:?}");
+    let tables = host.daemon.namespace.run("nft list tables");
+    assert!(!tables.contains("mesos_overlay"), "{tables}");
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
+fn chosen_cni_plugin_takes_leases_over_and_gives_them_back() {
+    let mut host = Host::new();
+    let plugins = host.daemon.path("plugins");
+    fs::create_dir(&plugins).expect("a directory");
+    host.set("cni_plugins_dir", format!("{}:{PLUGINS}", plugins.display()).into());
+    host.set("cni_plugin", "overlay".into());
+    host.daemon.start();
+    let _master = host.start_master();
+    let agent = host.start_agent();
+    host.wait_until_ok();
+
+    // The plugin is not installed yet, so the agent configures the former plugins.
+    assert_eq!(host.wait_for_plugin("bridge")["dockerSubnets"], Value::Null);
+    let health = host.health();
+    assert_eq!(health["networks"][0]["plugin"], "bridge", "{health}");
+    let problem = "vxlan-1: bridge attaches its containers: CNI plugin 'mesos-overlay-cni' is not";
+    assert!(health["problems"].to_string().contains(problem), "{health}");
+    let first = Namespace::new();
+    assert_eq!(host.add_mesos_container(&first), Ipv4Addr::new(192, 168, 0, 2));
+
+    std::os::unix::fs::symlink(overlay_plugin(), plugins.join("mesos-overlay-cni"))
+        .expect("a link");
+    let config = host.wait_for_plugin("mesos-overlay-cni");
+    assert_eq!(config["dockerSubnets"], serde_json::json!(["192.168.0.128/25"]));
+    let second = Namespace::new();
+    let second_one = Attached { id: "second", interface: "eth0", namespace: second.path() };
+    assert_eq!(host.overlay_plugin("ADD", &config, &second_one), "192.168.0.3/25");
+    assert!(first.can_reach("192.168.0.3") && second.can_reach("192.168.0.2"));
+    assert_eq!(host.leased(), ["192.168.0.2", "192.168.0.3"]);
+
+    check_docker_container(&host, &config);
+
+    // The former plugin again: it keeps the leases.
+    assert!(agent.stop());
+    host.set("cni_plugin", "bridge".into());
+    let agent = host.start_agent();
+    host.wait_for_plugin("bridge");
+    let third = Namespace::new();
+    assert_eq!(host.add_mesos_container(&third), Ipv4Addr::new(192, 168, 0, 4));
+    assert!(third.can_reach("192.168.0.3") && second.can_reach("192.168.0.4"));
+    host.overlay_plugin("DEL", &config, &second_one);
+    assert_eq!(host.leased(), ["192.168.0.2", "192.168.0.4"]);
+
+    check_release_after_end(&host, config, vec![first, second, third]);
+    assert!(agent.stop());
+    check_clean(&host);
 }
 
 #[test]

@@ -127,6 +127,8 @@ fn network() -> CniNetwork {
         bridge: name.mesos_bridge(),
         name,
         subnet: "192.168.0.0/25".parse().expect("a valid subnet"),
+        subnet6: None,
+        docker_subnets: Vec::new(),
         mtu: Mtu::OVERLAY_DEFAULT,
     }
 }

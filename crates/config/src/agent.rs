@@ -9,7 +9,7 @@ use overlay_types::addr::Mtu;
 use overlay_types::protocol::{AgentOptions, AuthenticationMode};
 
 use super::authentication::{self, AuthenticationConfig};
-use super::dataplane::{self, DataplaneConfig};
+use super::dataplane::{self, DataplaneConfig, read_choice};
 use super::document::{Document, Node, Object};
 use super::environment::RunMode;
 use super::http::{self, HttpConfig};
@@ -23,6 +23,15 @@ use super::warnings::{ETHERNET_MTU, VXLAN_OVERHEAD};
 /// The `cni_dir` of many Mesos agents.
 const CNI_DIR_EXAMPLE: &str = "/var/lib/mesos/cni";
 
+/// The CNI plugin that attaches the containers of Mesos.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CniPlugin {
+    /// The plugins bridge and host-local, as in the configurations of the C++ modules.
+    Bridge,
+    /// `mesos-overlay-cni`.
+    Overlay,
+}
+
 /// The configuration of an agent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AgentConfig {
@@ -34,6 +43,8 @@ pub struct AgentConfig {
     pub cni_data_dir: Option<PathBuf>,
     /// The directories with the CNI plugins. Empty if unknown.
     pub cni_plugins_dir: Vec<PathBuf>,
+    /// The CNI plugin that attaches the containers of Mesos.
+    pub cni_plugin: CniPlugin,
     /// Whether the CNI network is wrapped in `mesos-cni-port-mapper`.
     pub port_mapper: bool,
     /// The docker executable: a path, or a name to look up.
@@ -90,6 +101,7 @@ impl AgentConfig {
             cni_dir,
             cni_data_dir: None,
             cni_plugins_dir: Vec::new(),
+            cni_plugin: CniPlugin::Bridge,
             port_mapper: true,
             docker: Self::DOCKER_DEFAULT.into(),
             options: AgentOptions::default(),
@@ -121,6 +133,7 @@ impl fmt::Debug for AgentConfig {
             .field("cni_dir", &self.cni_dir)
             .field("cni_data_dir", &self.cni_data_dir)
             .field("cni_plugins_dir", &self.cni_plugins_dir)
+            .field("cni_plugin", &self.cni_plugin)
             .field("port_mapper", &self.port_mapper)
             .field("docker", &self.docker)
             .field("options", &self.options)
@@ -164,7 +177,9 @@ pub(super) fn read<'a>(
     let cni_data_dir = read_cni_data_dir(document, &object, cni_dir.as_deref());
     let port_mapper = document.read_boolean_or(&object, "port_mapper", true);
     let plugins = object.value("cni_plugins_dir");
+    let has_plugins = plugins.is_some();
     let cni_plugins_dir = plugins.and_then(|node| read_search_path(document, &node));
+    let cni_plugin = read_cni_plugin(document, &object, has_plugins);
     let docker = object.value("docker").and_then(|node| read_docker(document, &node));
     let options = document
         .nested_object(&object, "network_config", &AGENT_NETWORK)
@@ -191,6 +206,7 @@ pub(super) fn read<'a>(
         cni_dir: cni_dir?,
         cni_data_dir,
         cni_plugins_dir: cni_plugins_dir.unwrap_or_default(),
+        cni_plugin,
         port_mapper,
         docker: docker.unwrap_or_else(|| AgentConfig::DOCKER_DEFAULT.into()),
         options,
@@ -272,6 +288,30 @@ fn read_search_path<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<
         return None;
     }
     Some(directories)
+}
+
+/// Reads `cni_plugin`. A configuration that names a missing plugin ends the Docker executor of
+/// clusterd, so the agent has to know where the plugins are.
+fn read_cni_plugin<'a>(
+    document: &mut Document<'a>,
+    object: &Object<'a>,
+    has_plugins_dir: bool,
+) -> CniPlugin {
+    let choices = [("bridge", CniPlugin::Bridge), ("overlay", CniPlugin::Overlay)];
+    let Some(node) = object.value("cni_plugin") else { return CniPlugin::Bridge };
+    let plugin = read_choice(document, &node, &choices).unwrap_or(CniPlugin::Bridge);
+    if plugin == CniPlugin::Overlay && !has_plugins_dir {
+        document.refuse(
+            &node,
+            "needs 'cni_plugins_dir': write the directories of the Mesos agent's \
+             --network_cni_plugins_dir",
+        );
+    }
+    if let Some(port_mapper) = object.value("port_mapper").filter(|_| plugin == CniPlugin::Overlay)
+    {
+        document.warn(&port_mapper, "has no effect: 'cni_plugin' is overlay");
+    }
+    plugin
 }
 
 fn read_docker<'a>(document: &mut Document<'a>, node: &Node<'a>) -> Option<PathBuf> {

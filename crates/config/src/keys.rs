@@ -94,6 +94,7 @@ pub(super) const AGENT: Schema = object(
         "cni_dir",
         "cni_data_dir",
         "cni_plugins_dir",
+        "cni_plugin",
         "port_mapper",
         "docker",
         "network_config",

@@ -37,7 +37,7 @@ mod vtep_subnets;
 mod vxlan;
 mod warnings;
 
-pub use agent::{AgentConfig, parse_agent};
+pub use agent::{AgentConfig, CniPlugin, parse_agent};
 pub use authentication::AuthenticationConfig;
 pub use credential::{
     CREDENTIALS_FILE_MAX, Credential, CredentialError, Credentials, credential_mode_warning,

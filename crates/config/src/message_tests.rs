@@ -669,6 +669,12 @@ const AGENT_REFUSALS: &[Row] = &[
         ],
     ),
     (
+        r#"{"cni_dir":"/c","cni_plugin":"overlay"}"#,
+        &[
+            r#"1:30: cni_plugin: needs 'cni_plugins_dir': write the directories of the Mesos agent's --network_cni_plugins_dir"#,
+        ],
+    ),
+    (
         r#"{"cni_dir":"/c","master":"file://x","cni_plugins_dir":"/a::/b","docker":"bin/docker"}"#,
         &[
             r#"1:26: master: is no address of a master: write HOST:PORT, zk://HOST:PORT/PATH or file:///PATH"#,
@@ -750,7 +756,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"1:17: overlay_mtu: is no key here: it belongs in 'network_config' of agent_config"#,
             r#"1:36: vtep_subnet: is no key here: it belongs in the network"#,
             r#"1:66: cni-dir: is no key: did you mean 'cni_dir'?"#,
-            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, credential, authentication"#,
+            r#"1:81: colour: is no key: the keys here are master, cni_dir, cni_data_dir, cni_plugins_dir, cni_plugin, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, credential, authentication"#,
         ],
     ),
     (
@@ -800,6 +806,10 @@ const AGENT_REFUSALS: &[Row] = &[
 
 /// Inputs that the agent accepts with a warning.
 const AGENT_WARNINGS: &[Row] = &[
+    (
+        r#"{"cni_dir":"/c","port_mapper":true,"cni_plugins_dir":"/usr/lib/cni","cni_plugin":"overlay"}"#,
+        &[r#"1:31: port_mapper: has no effect: 'cni_plugin' is overlay"#],
+    ),
     (
         r#"{"cni_dir":"/c","cni_data_dir":"/c","port_mapper":false,"cni_plugins_dir":"/usr/lib/cni"}"#,
         &[

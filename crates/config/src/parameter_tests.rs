@@ -178,6 +178,12 @@ const AGENT_KEYS: &[(&str, &str, &str, &str)] = &[
         "/a:b",
         "contains the relative path 'b': write paths from / with ':' between them",
     ),
+    (
+        "cni_plugin",
+        "overlay",
+        "calico",
+        "'calico' is not a valid value: write \"bridge\" or \"overlay\"",
+    ),
     ("port_mapper", "false", "no", "'no' is no boolean: write true or false"),
     (
         "docker",
@@ -309,7 +315,10 @@ fn master_parameters_include_every_key() {
 fn agent_parameters_include_every_key() {
     assert_table_covers(&AGENT_MODULE, AGENT_KEYS);
     let base: Pairs<'_> = &[("master", "10.0.0.1:5050"), ("cni_dir", "/var/lib/mesos/cni")];
+    // `cni_plugin` needs `cni_plugins_dir`.
+    let with_plugins = with(base, "cni_plugins_dir", "/p");
     for &(key, good, bad, message) in AGENT_KEYS {
+        let base = if key == "cni_plugin" { &with_plugins } else { base };
         let (config, _) = agent(&with(base, key, good), None).expect(key);
         assert_ne!(config, agent(base, None).unwrap().0, "{key}");
         let problems = agent(&with(base, key, bad), None).expect_err(key);
@@ -706,7 +715,7 @@ const AGENT_REFUSALS: &[Row] = &[
             r#"parameter 'cni-dir': is no parameter: did you mean 'cni_dir'?"#,
             r#"parameter 'overlays': is no parameter here: it belongs in the network"#,
             r#"parameter 'master_config': is no parameter here: it belongs in the parameters of the master module"#,
-            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, credential, authentication, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
+            r#"parameter 'colour': is no parameter: the parameters here are agent_config, master, cni_dir, cni_data_dir, cni_plugins_dir, cni_plugin, port_mapper, docker, network_config, max_configuration_attempts, verify_interval, dataplane, underlay, firewall, masquerade, isolate_overlays, overlay_ingress, known_agents_only, forwarding, vxlan_checksum, host_settings, refuse_collisions, direct_routing, probe_rate, repair_offloads, state_dir, limits, acls, hostnames, credential, authentication, allocate_subnet, mesos_bridge, docker_bridge, overlay_mtu, command_timeout, enable_ipv6, connections, connections_per_address, http_connections, http_connections_per_address, request_bytes, request_bytes_per_address, response_bytes, response_bytes_per_address, requests, requests_per_address, messages_per_second, messages_per_second_per_address, registrations_per_second, registrations_per_second_per_address, unsent_bytes, unsent_bytes_per_address, connects, connects_per_address, request_timeout, write_timeout, http_idle_timeout"#,
         ],
     ),
     (

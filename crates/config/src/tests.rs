@@ -182,6 +182,7 @@ fn parse_agent_minimal_file_has_defaults() {
         cni_dir: "/c".into(),
         cni_data_dir: None,
         cni_plugins_dir: Vec::new(),
+        cni_plugin: CniPlugin::Bridge,
         port_mapper: true,
         docker: "docker".into(),
         options: overlay_types::protocol::AgentOptions::default(),
@@ -212,7 +213,8 @@ fn parse_agent_minimal_file_has_defaults() {
 #[test]
 fn parse_agent_reads_every_key() {
     let text = r#"{"master":"10.0.0.1:5050","cni_dir":"/c","cni_data_dir":"/d",
-        "cni_plugins_dir":"/usr/lib/cni:/opt/cni/bin","port_mapper":false,"docker":"/usr/bin/docker",
+        "cni_plugins_dir":"/usr/lib/cni:/opt/cni/bin","cni_plugin":"overlay",
+        "port_mapper":false,"docker":"/usr/bin/docker",
         "network_config":{"allocate_subnet":false,"mesos_bridge":false,"docker_bridge":false,
         "overlay_mtu":1400,"command_timeout":30000,"enable_ipv6":false},
         "max_configuration_attempts":1,"verify_interval":"5mins","dataplane":"vxlan",
@@ -224,6 +226,7 @@ fn parse_agent_reads_every_key() {
     assert_eq!(config.master.as_deref(), Some("10.0.0.1:5050"));
     assert_eq!(config.cni_plugins_dir, ["/usr/lib/cni", "/opt/cni/bin"].map(PathBuf::from));
     assert!(!config.port_mapper);
+    assert_eq!(config.cni_plugin, CniPlugin::Overlay);
     assert_eq!(config.docker, PathBuf::from("/usr/bin/docker"));
     let options = config.options;
     assert!(!options.allocate_subnet && !options.mesos_bridge && !options.docker_bridge);

@@ -1,6 +1,8 @@
 //! Checks of the host itself: kernel, settings, firewalls and programs. The checks are pure
 //! functions of the observation.
 
+use overlay_config::CniPlugin;
+use overlay_linux::cni::OVERLAY_PLUGIN;
 use overlay_linux::docker::DockerFailure;
 use overlay_types::addr::{DeviceName, Family, OverlayName};
 use overlay_types::advice::Command;
@@ -321,10 +323,12 @@ fn plugins(observation: &Observation) -> Vec<Finding> {
     let plugins = &observation.plugins;
     if plugins.missing.is_empty() {
         let options = &observation.config.options;
-        let summary = if options.allocate_subnet && options.mesos_bridge {
-            "bridge and host-local are installed"
-        } else {
+        let summary = if !options.allocate_subnet || !options.mesos_bridge {
             "no CNI plugin is needed: mesos_bridge is off"
+        } else if observation.config.cni_plugin == CniPlugin::Overlay {
+            "mesos-overlay-cni is installed"
+        } else {
+            "bridge and host-local are installed"
         };
         return vec![Finding::ok(CHECK, summary)];
     }
@@ -339,17 +343,22 @@ fn plugins(observation: &Observation) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     for plugin in &plugins.missing {
-        let finding = Finding::wrong(
-            CHECK,
-            format!("CNI plugin {plugin} is not in {directories}"),
-            "tasks of the MesosContainerizer get no network",
-        )
-        .about(Topic::Plugins)
-        .with_advice(
-            "install the CNI plugins, in Debian the package containernetworking-plugins, and name \
-             their directory in cni_plugins_dir",
-        );
-        findings.push(finding.at_most(severity));
+        let summary = format!("CNI plugin {plugin} is not in {directories}");
+        findings.push(if *plugin == OVERLAY_PLUGIN {
+            let consequence = "the agent configures the plugins bridge and host-local instead";
+            Finding::warning(CHECK, summary, consequence).about(Topic::Plugins).with_advice(
+                "copy mesos-overlay-cni to a directory of cni_plugins_dir, or set cni_plugin to \
+                 bridge",
+            )
+        } else {
+            let consequence = "tasks of the MesosContainerizer get no network";
+            let finding = Finding::wrong(CHECK, summary, consequence).about(Topic::Plugins);
+            let finding = finding.with_advice(
+                "install the CNI plugins, in Debian the package containernetworking-plugins, and \
+                 name their directory in cni_plugins_dir",
+            );
+            finding.at_most(severity)
+        });
     }
     findings
 }

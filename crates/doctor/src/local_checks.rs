@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use overlay_config::AgentConfig;
+use overlay_config::{AgentConfig, CniPlugin};
 use overlay_linux::cni;
 use overlay_linux::subprocess::{ProcessOutput, find_system_program, run_blocking};
 
@@ -155,7 +155,15 @@ pub(crate) fn cni_plugins(config: &AgentConfig) -> CniPlugins {
     }
     let is_installed =
         |plugin: &str| searched.iter().any(|directory| is_executable(&directory.join(plugin)));
-    let missing = cni::PLUGINS.into_iter().filter(|plugin| !is_installed(plugin)).collect();
+    let mut missing = Vec::new();
+    if config.cni_plugin == CniPlugin::Overlay {
+        if is_installed(cni::OVERLAY_PLUGIN) {
+            return CniPlugins { searched, missing };
+        }
+        missing.push(cni::OVERLAY_PLUGIN);
+    }
+    // The agent uses these plugins instead.
+    missing.extend(cni::PLUGINS.into_iter().filter(|plugin| !is_installed(plugin)));
     CniPlugins { searched, missing }
 }
 

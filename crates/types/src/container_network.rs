@@ -13,9 +13,14 @@ pub struct CniNetwork {
     pub name: OverlayName,
     /// The bridge that the CNI plugin creates.
     pub bridge: DeviceName,
-    /// The subnet of the containers. IPv4 only: Mesos reads CNI results of version 0.2, and the C++
-    /// modules assign no IPv6 addresses to these containers either.
+    /// The IPv4 subnet of the containers.
     pub subnet: Subnet,
+    /// The IPv6 subnet of the containers. Only `mesos-overlay-cni` uses it: the plugins of the C++
+    /// modules assign no IPv6 addresses.
+    pub subnet6: Option<Subnet>,
+    /// The subnets of the overlay's Docker network. `mesos-overlay-cni` leaves a container alone
+    /// that has one of their addresses.
+    pub docker_subnets: Vec<Subnet>,
     /// MTU of the containers.
     pub mtu: Mtu,
 }
@@ -45,6 +50,9 @@ pub enum NetworkKind {
 }
 
 impl NetworkKind {
+    /// All kinds.
+    pub const ALL: [Self; 2] = [Self::Cni, Self::Docker];
+
     /// Returns the name of the kind.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -128,6 +136,8 @@ impl ContainerNetwork {
                     name: assignment.name().clone(),
                     bridge: bridge.name.clone(),
                     subnet,
+                    subnet6: bridge.subnet6.filter(|_| options.enable_ipv6),
+                    docker_subnets: docker_subnets(assignment, options),
                     mtu,
                 }));
             }
@@ -149,6 +159,12 @@ impl ContainerNetwork {
         }
         Ok(networks)
     }
+}
+
+/// Returns the subnets of the Docker network, whose validity [`checked_bridge`] checks.
+fn docker_subnets(assignment: &Assignment, options: &AgentOptions) -> Vec<Subnet> {
+    let bridge = assignment.docker_bridge.iter().filter(|_| options.docker_bridge);
+    bridge.flat_map(|bridge| bridge.subnet.into_iter().chain(bridge.subnet6)).collect()
 }
 
 /// Returns `bridge` if it is assigned and its subnets are inside those of the assignment. `key` is

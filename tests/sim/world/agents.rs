@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use overlay_engine::agent::{
-    Agent, Command, Event, FoundNetworks, Reply, Request, Settings, TunnelSettings,
+    Agent, Command, Event, FoundNetworks, NetworkDetails, Reply, Request, Settings, TunnelSettings,
 };
 use overlay_engine::authentication::{AgentSession, AuthenticationStatus, ContentDigest};
 use overlay_engine::state_machine::StateMachine as _;
@@ -557,7 +557,7 @@ impl World {
         self.deliver_to_agent(
             agent,
             run,
-            Event::Applied { attempt, overlay, kind, note: None, result },
+            Event::Applied { attempt, overlay, kind, details: NetworkDetails::default(), result },
         )
     }
 

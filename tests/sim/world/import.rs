@@ -53,6 +53,8 @@ impl World {
                     name: name.clone(),
                     bridge: bridge('m').expect("it is a device name"),
                     subnet: lower,
+                    subnet6: None,
+                    docker_subnets: Vec::new(),
                     mtu,
                 }));
                 host.leave(ContainerNetwork::Docker(DockerNetwork {

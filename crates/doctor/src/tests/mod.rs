@@ -5,7 +5,7 @@ mod configuration;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use overlay_config::AgentConfig;
+use overlay_config::{AgentConfig, CniPlugin};
 use overlay_linux::dataplane::{
     self, Detour, Device, Hop, Identity, Link, MtuProblem, Operation, Problem, RouteKey,
     RouteResult,
@@ -609,6 +609,23 @@ fn missing_cni_plugin_is_reported() {
     assert_eq!(
         findings_on(configured, remove_plugin),
         lines("wrong", "cni-plugins", summary, &[("do", advice)])
+    );
+}
+
+#[test]
+fn missing_overlay_plugin_is_reported() {
+    let summary = "CNI plugin mesos-overlay-cni is not in /usr/lib/cni: the agent configures the \
+                   plugins bridge and host-local instead";
+    let advice = "copy mesos-overlay-cni to a directory of cni_plugins_dir, or set cni_plugin to \
+                  bridge";
+    let mut configured = healthy_host();
+    configured.config.cni_plugins_dir = vec!["/usr/lib/cni".into()];
+    configured.config.cni_plugin = CniPlugin::Overlay;
+    assert_eq!(
+        findings_on(configured, |observation| {
+            observation.plugins.missing.push("mesos-overlay-cni");
+        }),
+        lines("warning", "cni-plugins", summary, &[("do", advice)])
     );
 }
 

@@ -7,7 +7,7 @@ use overlay_types::protocol::{Assignment, MasterKind, Message};
 use overlay_types::tunnel::Desired;
 
 use super::registration::Phase;
-use super::{Agent, Command, Context, Scope, limits};
+use super::{Agent, Command, Context, NetworkDetails, Scope, limits};
 use crate::state_machine::should_log_sample;
 
 impl Agent {
@@ -89,7 +89,7 @@ impl Agent {
         now: Now,
         attempt: u64,
         network: (&OverlayName, NetworkKind),
-        result: Result<Option<String>, String>,
+        result: Result<NetworkDetails, String>,
     ) {
         if result.is_err() {
             self.counters.overlay_config_failures += 1;

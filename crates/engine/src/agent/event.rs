@@ -17,6 +17,15 @@ use super::command::Scope;
 use super::refusal::FoundNetworks;
 use crate::authentication::AuthenticationStatus;
 
+/// What an attempt found out about a container network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NetworkDetails {
+    /// A difference that does not prevent the use of the network, one sentence.
+    pub note: Option<String>,
+    /// The program that attaches containers to the network. `None` for Docker.
+    pub plugin: Option<&'static str>,
+}
+
 /// An event. The runtime creates events from the reports of its adapters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -73,8 +82,8 @@ pub enum Event {
         overlay: OverlayName,
         /// The network of the overlay, from the command.
         kind: NetworkKind,
-        /// A difference that does not prevent the use of the network, one sentence.
-        note: Option<String>,
+        /// What is known about the network.
+        details: NetworkDetails,
         /// Success if the network is as desired, or why it is not.
         result: Result<(), String>,
     },

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
+use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{AgentInfo, RejectedMessages};
 
 use super::authentication::Authentication;
@@ -84,7 +85,7 @@ impl Agent {
             || !self.cni_gc.problems().is_empty()
             || self.docker_gc.problems().next().is_some()
             || self.tunnel.problems().next().is_some()
-            || self.overlays.notes().next().is_some()
+            || NetworkKind::ALL.iter().any(|kind| self.overlays.notes(*kind).next().is_some())
             || self.tunnel.is_overdue()
             || self.probes.has_problem()
             || self.gets_no_peers()
@@ -144,7 +145,9 @@ impl Agent {
         problems.add("cni network", self.cni_gc.problems().iter().cloned());
         problems.add("docker network", self.docker_gc.problems().cloned());
         problems.add("tunnel", self.tunnel.problems().cloned());
-        problems.add("docker network", self.overlays.notes().cloned());
+        for kind in NetworkKind::ALL {
+            problems.add(kind.name(), self.overlays.notes(kind).cloned());
+        }
         problems.add("tunnel", self.tunnel.overdue_problem(now));
         problems.add("probes", self.probes.problems());
         if self.probes.has_problem() {

@@ -62,7 +62,9 @@ use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use direct::Direct;
 use docker_gc::DockerGc;
-pub use event::{AddressUsage, Event, FirewallState, FoundMasters, Programmed, Request};
+pub use event::{
+    AddressUsage, Event, FirewallState, FoundMasters, NetworkDetails, Programmed, Request,
+};
 use health::{UNANSWERED_MAX, unanswered_problem};
 use masters::Masters;
 pub use metrics::Metrics;
@@ -200,9 +202,9 @@ impl StateMachine for Agent {
             }
             Event::Malformed { from, name, reason } => self.count_malformed(&from, &name, &reason),
             Event::Ignored { from, kind } => self.count_ignored(&from, kind),
-            Event::Applied { attempt, overlay, kind, note, result } => {
+            Event::Applied { attempt, overlay, kind, details, result } => {
                 self.docker_gc.finish_attempt(attempt);
-                self.finish_attempt(now, attempt, (&overlay, kind), result.map(|()| note));
+                self.finish_attempt(now, attempt, (&overlay, kind), result.map(|()| details));
             }
             Event::Inspected { attempt, underlay_mtu, result } => {
                 self.finish_inspection(now, attempt, underlay_mtu, result);

@@ -121,7 +121,7 @@ fn kept_mtu_is_named_and_overlay_stays_ok() {
         attempt,
         overlay: "vxlan-1".parse().unwrap(),
         kind: NetworkKind::Cni,
-        note,
+        details: NetworkDetails { note, plugin: Some("bridge") },
         result: Ok(()),
     };
     assert_eq!(world.handle(applied(1, Some(note.clone()))), [REPORT]);
@@ -136,6 +136,7 @@ fn kept_mtu_is_named_and_overlay_stays_ok() {
     assert_eq!(health.status, Condition::Degraded);
     assert_eq!(health.problems, [container_problems[0].clone(), note]);
     assert_eq!(health.networks[0].status, "ok");
+    assert_eq!(health.networks[0].plugin, Some("bridge"));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use overlay_types::container_network::{ContainerNetwork, NetworkKind};
 use overlay_types::mutation::Mutation;
 use overlay_types::protocol::Status;
 
+use super::event::NetworkDetails;
 use super::view::NetworkHealth;
 use super::{Context, Settings};
 
@@ -22,8 +23,8 @@ pub(super) struct Task {
     pub(super) running: Option<Running>,
     /// The result of the last attempt.
     pub(super) status: Status,
-    /// A difference that does not prevent the use of the network.
-    pub(super) note: Option<String>,
+    /// What the last successful attempt found out.
+    pub(super) details: NetworkDetails,
     pub(super) attempts: u32,
     pub(super) backoff: Backoff,
     /// When the next attempt or verification is due, since `Now::elapsed` 0. `None` during an
@@ -60,7 +61,7 @@ impl Task {
             network,
             running: None,
             status: Status::Configuring,
-            note: None,
+            details: NetworkDetails::default(),
             attempts: 0,
             backoff: Backoff::new(RETRY_BACKOFF.0, RETRY_BACKOFF.1),
             due: Some(now.elapsed),
@@ -98,11 +99,11 @@ impl Task {
         }
     }
 
-    /// Records the result of an attempt: a note or none, or why the attempt failed.
+    /// Records the result of an attempt.
     pub(super) fn finish_attempt(
         &mut self,
         context: &mut Context<'_>,
-        result: Result<Option<String>, String>,
+        result: Result<NetworkDetails, String>,
     ) {
         let Context { now, settings, random } = context;
         let was_outdated = self.running.take().is_some_and(|running| running.is_outdated);
@@ -112,15 +113,16 @@ impl Task {
         }
         let was_ok = self.status == Status::Ok;
         let is_ok = result.is_ok();
-        let (note, result) = match result {
-            Ok(note) => (note, Status::Ok),
-            Err(reason) => (None, Status::Failed(reason)),
+        let (details, result) = match result {
+            Ok(details) => (details, Status::Ok),
+            Err(reason) => (NetworkDetails::default(), Status::Failed(reason)),
         };
         self.log_result(&result);
-        if let Some(note) = note.as_ref().filter(|note| self.note.as_ref() != Some(*note)) {
+        let former = self.details.note.as_ref();
+        if let Some(note) = details.note.as_ref().filter(|note| former != Some(*note)) {
             log::warn!("{note}");
         }
-        self.note = note;
+        self.details = details;
         self.status = result;
         let delay = if is_ok {
             // A verification does not count: `attempts` shows the attempts until the first success.
@@ -146,6 +148,7 @@ impl Task {
             overlay: self.network.name().to_string(),
             network: self.network.kind().to_string(),
             status: self.status.to_string(),
+            plugin: self.details.plugin,
             attempts: self.attempts,
             next_attempt_seconds: self.due.map(|due| due.saturating_sub(now.elapsed).as_secs()),
         }

@@ -15,6 +15,7 @@ use overlay_types::mutation::Mutation;
 use overlay_types::protocol::{Assignment, Reassigned, Status};
 use overlay_types::tunnel::{Collision, OverlaySubnets};
 
+use super::event::NetworkDetails;
 use super::limits::{Verdict, check_assignments};
 use super::network_task::{NetworkAttempt, Running, Task};
 use super::refusal::{FoundNetworks, find, reassigned_problem, reassigned_vtep_problem, single};
@@ -94,8 +95,10 @@ impl Overlays {
     }
 
     /// Returns the differences that do not prevent the use of the networks, one sentence each.
-    pub(super) fn notes(&self) -> impl Iterator<Item = &String> {
-        self.list.iter().flat_map(|overlay| &overlay.tasks).filter_map(|task| task.note.as_ref())
+    pub(super) fn notes(&self, kind: NetworkKind) -> impl Iterator<Item = &String> {
+        let tasks = self.list.iter().flat_map(|overlay| &overlay.tasks);
+        let tasks = tasks.filter(move |task| task.network.kind() == kind);
+        tasks.filter_map(|task| task.details.note.as_ref())
     }
 
     /// Takes the attempts under way at networks that are or were assigned.
@@ -154,7 +157,7 @@ impl Overlays {
         context: &mut Context<'_>,
         attempt: u64,
         (name, kind): (&OverlayName, NetworkKind),
-        result: Result<Option<String>, String>,
+        result: Result<NetworkDetails, String>,
     ) -> Option<bool> {
         self.orphans.retain(|orphan| orphan.running.attempt != attempt);
         let overlay = self.list.iter_mut().find(|overlay| overlay.assignment.name() == name)?;

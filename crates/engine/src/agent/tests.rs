@@ -101,7 +101,7 @@ impl World {
             attempt,
             overlay: overlay.parse().unwrap(),
             kind,
-            note: None,
+            details: NetworkDetails::default(),
             result,
         })
     }

@@ -166,6 +166,9 @@ pub struct NetworkHealth {
     pub network: String,
     /// `configuring`, `ok`, or `failed: ` and the reason.
     pub status: String,
+    /// The CNI plugin that the configuration of a CNI network names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<&'static str>,
     /// Attempts since the network was last ready.
     pub attempts: u32,
     /// Seconds until the next attempt or verification.

@@ -18,9 +18,14 @@ pub(super) const BRIDGE_PLUGIN: &str = "bridge";
 /// The CNI plugin that allocates addresses to containers.
 pub(super) const IPAM_PLUGIN: &str = "host-local";
 
+/// The CNI plugin of mesos-overlay. It replaces the plugins above.
+pub(super) const OVERLAY_PLUGIN: &str = "mesos-overlay-cni";
+
 /// The plugin that the configuration names first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
+    /// `mesos-overlay-cni`, which also allocates the addresses.
+    Overlay,
     /// The port mapper, which delegates to the bridge plugin.
     PortMapper,
     /// The bridge plugin itself, without port mappings.
@@ -37,6 +42,9 @@ pub(super) fn render(
     form: Form,
     data_dir: Option<&Path>,
 ) -> serde_json::Result<Vec<u8>> {
+    if form == Form::Overlay {
+        return serde_json::to_vec(&overlay(network, data_dir));
+    }
     let bridge = Bridge {
         name: (form == Form::Plain).then_some(network.name.as_str()),
         plugin: BRIDGE_PLUGIN,
@@ -45,22 +53,48 @@ pub(super) fn render(
         ip_masq: false,
         hairpin_mode: true,
         mtu: network.mtu.bytes(),
+        docker_subnets: None,
         ipam: HostLocal {
             plugin: IPAM_PLUGIN,
             data_dir,
             subnet: network.subnet.to_string(),
-            routes: [Route { dst: "0.0.0.0/0" }],
+            subnet6: None,
+            routes: vec![DEFAULT_ROUTE],
         },
     };
-    match form {
-        Form::Plain => serde_json::to_vec(&bridge),
-        Form::PortMapper => serde_json::to_vec(&PortMapper {
-            name: network.name.as_str(),
-            plugin: PORT_MAPPER_PLUGIN,
-            exclude_devices: [network.bridge.as_str()],
-            chain: network.bridge.as_str().to_ascii_uppercase(),
-            delegate: bridge,
-        }),
+    if form == Form::Plain {
+        return serde_json::to_vec(&bridge);
+    }
+    serde_json::to_vec(&PortMapper {
+        name: network.name.as_str(),
+        plugin: PORT_MAPPER_PLUGIN,
+        exclude_devices: [network.bridge.as_str()],
+        chain: network.bridge.as_str().to_ascii_uppercase(),
+        delegate: bridge,
+    })
+}
+
+/// Returns the configuration of `mesos-overlay-cni`: the plain form with other plugins, so that the
+/// same checks of Mesos pass.
+fn overlay<'a>(network: &'a CniNetwork, data_dir: Option<&'a Path>) -> Bridge<'a> {
+    let subnets = network.docker_subnets.iter().map(ToString::to_string);
+    let default6 = network.subnet6.map(|_| Route { dst: "::/0" });
+    Bridge {
+        name: Some(network.name.as_str()),
+        plugin: OVERLAY_PLUGIN,
+        bridge: network.bridge.as_str(),
+        is_gateway: true,
+        ip_masq: false,
+        hairpin_mode: true,
+        mtu: network.mtu.bytes(),
+        docker_subnets: Some(subnets.collect()),
+        ipam: HostLocal {
+            plugin: OVERLAY_PLUGIN,
+            data_dir,
+            subnet: network.subnet.to_string(),
+            subnet6: network.subnet6.map(|subnet| subnet.to_string()),
+            routes: [DEFAULT_ROUTE].into_iter().chain(default6).collect(),
+        },
     }
 }
 
@@ -74,21 +108,24 @@ pub(super) fn is_ours(content: &[u8], overlay: &OverlayName) -> bool {
     let is_own_bridge = |plugin: Option<&str>, bridge: Option<&str>| {
         plugin == Some(BRIDGE_PLUGIN) && bridge == Some(own.as_str())
     };
+    let is_overlay_plugin = found.plugin.as_deref() == Some(OVERLAY_PLUGIN);
     found.name.as_deref() == Some(overlay.as_str())
         && match (found.plugin.as_deref(), &found.delegate) {
             (Some(PORT_MAPPER_PLUGIN), Some(delegate)) => {
                 is_own_bridge(delegate.plugin.as_deref(), delegate.bridge.as_deref())
             }
+            (_, None) if is_overlay_plugin => found.bridge.as_deref() == Some(own.as_str()),
             (plugin, None) => is_own_bridge(plugin, found.bridge.as_deref()),
             _ => false,
         }
 }
 
-/// Returns the subnet of the containers in a managed file.
-pub(super) fn subnet_of(content: &[u8]) -> Option<Subnet> {
-    let found: ExistingConfig = serde_json::from_slice(content).ok()?;
-    let ipam = found.delegate.map_or(found.ipam, |delegate| delegate.ipam)?;
-    ipam.subnet?.parse().ok()
+/// Returns the subnets of the containers in a managed file, IPv4 first.
+pub(super) fn subnets_of(content: &[u8]) -> Vec<Subnet> {
+    let found = serde_json::from_slice::<ExistingConfig>(content).ok();
+    let ipam = found.and_then(|found| found.delegate.map_or(found.ipam, |delegate| delegate.ipam));
+    let Some(ExistingIpam { subnet, subnet6 }) = ipam else { return Vec::new() };
+    [subnet, subnet6].into_iter().flatten().filter_map(|subnet| subnet.parse().ok()).collect()
 }
 
 /// Returns the network name that Mesos reads from `content`.
@@ -122,6 +159,8 @@ struct Bridge<'a> {
     ip_masq: bool,
     hairpin_mode: bool,
     mtu: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    docker_subnets: Option<Vec<String>>,
     ipam: HostLocal<'a>,
 }
 
@@ -133,13 +172,17 @@ struct HostLocal<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     data_dir: Option<&'a Path>,
     subnet: String,
-    routes: [Route<'a>; 1],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subnet6: Option<String>,
+    routes: Vec<Route>,
 }
 
 #[derive(Serialize)]
-struct Route<'a> {
-    dst: &'a str,
+struct Route {
+    dst: &'static str,
 }
+
+const DEFAULT_ROUTE: Route = Route { dst: "0.0.0.0/0" };
 
 #[derive(Deserialize)]
 struct ExistingConfig {
@@ -162,6 +205,7 @@ struct ExistingDelegate {
 #[derive(Deserialize)]
 struct ExistingIpam {
     subnet: Option<String>,
+    subnet6: Option<String>,
 }
 
 /// The name stays unparsed: a generic JSON value can take 90 times the memory of the file.

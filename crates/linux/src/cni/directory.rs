@@ -13,7 +13,8 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::configuration::{
-    BRIDGE_PLUGIN, Form, IPAM_PLUGIN, PORT_MAPPER_PLUGIN, declared_name, is_ours, render, subnet_of,
+    BRIDGE_PLUGIN, Form, IPAM_PLUGIN, OVERLAY_PLUGIN, PORT_MAPPER_PLUGIN, declared_name, is_ours,
+    render, subnets_of,
 };
 use super::error::CniError;
 use super::leases::Leases;
@@ -69,6 +70,8 @@ pub struct CniDirectory {
     data_dir: Option<PathBuf>,
     plugins: Vec<PathBuf>,
     port_mapper: bool,
+    /// Whether the operator chose `mesos-overlay-cni`.
+    wants_overlay_plugin: bool,
     /// Held by every call that writes: several threads share the staging directory.
     lock: Mutex<()>,
 }
@@ -86,7 +89,36 @@ impl CniDirectory {
         plugins: Vec<PathBuf>,
         port_mapper: bool,
     ) -> Self {
-        Self { directory, data_dir, plugins, port_mapper, lock: Mutex::new(()) }
+        let wants_overlay_plugin = false;
+        let lock = Mutex::new(());
+        Self { directory, data_dir, plugins, port_mapper, wants_overlay_plugin, lock }
+    }
+
+    /// Chooses `mesos-overlay-cni`. Its program must be in a directory of `plugins`, or the
+    /// configurations name the plugins bridge and host-local: the Docker executor of clusterd ends
+    /// with its task if a plugin is missing.
+    #[must_use]
+    pub fn with_overlay_plugin(self, wants_overlay_plugin: bool) -> Self {
+        Self { wants_overlay_plugin, ..self }
+    }
+
+    /// Returns the plugin that the configurations name now.
+    #[must_use]
+    pub fn plugin(&self) -> &'static str {
+        match self.form() {
+            Form::Overlay => OVERLAY_PLUGIN,
+            Form::PortMapper => PORT_MAPPER_PLUGIN,
+            Form::Plain => BRIDGE_PLUGIN,
+        }
+    }
+
+    /// Returns why the configurations do not name the plugin that the operator chose.
+    #[must_use]
+    pub fn plugin_problem(&self) -> Option<String> {
+        let plugin = self.plugin();
+        (self.wants_overlay_plugin && plugin != OVERLAY_PLUGIN).then(|| {
+            format!("{plugin} attaches its containers: {}", self.plugin_missing(OVERLAY_PLUGIN))
+        })
     }
 
     /// Creates the directory, because a Mesos agent exits without it. Removes the staging files of
@@ -152,7 +184,7 @@ impl CniDirectory {
     pub fn subnets(&self) -> Result<BTreeMap<OverlayName, Vec<Subnet>>, CniError> {
         let mut subnets = BTreeMap::new();
         let unreadable = self.read_managed_files(|overlay, _, content| {
-            subnets.insert(overlay, subnet_of(&content).into_iter().collect());
+            subnets.insert(overlay, subnets_of(&content));
         })?;
         unreadable.into_iter().next().map_or(Ok(subnets), Err)
     }
@@ -235,20 +267,32 @@ impl CniDirectory {
     }
 
     fn content(&self, network: &CniNetwork) -> Result<Vec<u8>, CniError> {
-        let mut form = if self.port_mapper { Form::PortMapper } else { Form::Plain };
-        if !self.plugins.is_empty() {
+        let form = self.form();
+        if form != Form::Overlay && !self.plugins.is_empty() {
             for plugin in [BRIDGE_PLUGIN, IPAM_PLUGIN] {
                 if !self.has_plugin(plugin) {
-                    return Err(CniError::PluginMissing { plugin, searched: self.plugins.clone() });
+                    return Err(self.plugin_missing(plugin));
                 }
-            }
-            if !self.has_plugin(PORT_MAPPER_PLUGIN) {
-                form = Form::Plain;
             }
         }
         let data_dir = self.data_dir.as_deref();
         render(network, form, data_dir)
             .map_err(|_| CniError::DataDirNotText(data_dir.map(Path::to_owned).unwrap_or_default()))
+    }
+
+    fn form(&self) -> Form {
+        let is_known = !self.plugins.is_empty();
+        if self.wants_overlay_plugin && self.has_plugin(OVERLAY_PLUGIN) {
+            Form::Overlay
+        } else if self.port_mapper && (!is_known || self.has_plugin(PORT_MAPPER_PLUGIN)) {
+            Form::PortMapper
+        } else {
+            Form::Plain
+        }
+    }
+
+    fn plugin_missing(&self, plugin: &'static str) -> CniError {
+        CniError::PluginMissing { plugin, searched: self.plugins.clone() }
     }
 
     fn has_plugin(&self, plugin: &str) -> bool {

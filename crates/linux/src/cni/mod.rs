@@ -24,8 +24,10 @@ pub use stale_leases::{
     is_nearly_full, nearly_full,
 };
 
-/// The plugins that our configurations name, without the port mapper of Mesos.
+/// The plugins that our configurations name by default, without the port mapper of Mesos.
 pub const PLUGINS: [&str; 2] = [configuration::BRIDGE_PLUGIN, configuration::IPAM_PLUGIN];
+/// The plugin that our configurations name if the operator chooses it.
+pub const OVERLAY_PLUGIN: &str = configuration::OVERLAY_PLUGIN;
 /// The plugin directories of distributions and of the plugins' own packages.
 pub const PLUGIN_FOLDERS: [&str; 3] = ["/usr/lib/cni", "/opt/cni/bin", "/usr/libexec/cni"];
 

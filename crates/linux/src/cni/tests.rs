@@ -80,6 +80,8 @@ fn network(text: &str) -> CniNetwork {
         name: name(text),
         bridge: name(text).mesos_bridge(),
         subnet: "192.168.0.0/25".parse().unwrap(),
+        subnet6: None,
+        docker_subnets: Vec::new(),
         mtu: Mtu::OVERLAY_DEFAULT,
     }
 }
@@ -113,6 +115,51 @@ fn missing_port_mapper_configures_bridge_plugin() {
     let directory = test.with_plugins(&["bridge", "host-local", "mesos-cni-port-mapper"]);
     assert_eq!(directory.write(&network("vxlan-1")), Ok(Outcome::Replaced));
     assert!(fs::read_to_string(test.path("vxlan-1.conf")).unwrap().contains("port-mapper"));
+}
+
+#[test]
+fn chosen_overlay_plugin_is_configured_while_it_is_installed() {
+    const OVERLAY: &str = "{\"name\":\"vxlan-1\",\"type\":\"mesos-overlay-cni\",\"bridge\":\
+        \"m-vxlan-1\",\"isGateway\":true,\"ipMasq\":false,\"hairpinMode\":true,\"mtu\":1420,\
+        \"dockerSubnets\":[\"192.168.0.128/25\",\"fd01:b::8000:0:0/81\"],\"ipam\":{\"type\":\
+        \"mesos-overlay-cni\",\"subnet\":\"192.168.0.0/25\",\"subnet6\":\"fd01:b::/81\",\
+        \"routes\":[{\"dst\":\"0.0.0.0/0\"},{\"dst\":\"::/0\"}]}}";
+    let test = TestDirectory::new();
+    let parse = |subnet: &str| subnet.parse().unwrap();
+    let network = CniNetwork {
+        subnet6: Some(parse("fd01:b::/81")),
+        docker_subnets: ["192.168.0.128/25", "fd01:b::8000:0:0/81"].map(parse).into(),
+        ..network("vxlan-1")
+    };
+    let content = || fs::read_to_string(test.path("vxlan-1.conf")).unwrap();
+    let directory = test.with_plugins(&["bridge", "host-local"]).with_overlay_plugin(true);
+    assert_eq!(directory.write(&network), Ok(Outcome::Created));
+    assert_eq!((content().as_str(), directory.plugin()), (PLAIN, "bridge"));
+    assert_eq!(
+        directory
+            .plugin_problem()
+            .map(|text| text.replace(&*test.root.path().to_string_lossy(), "")),
+        Some(
+            "bridge attaches its containers: CNI plugin 'mesos-overlay-cni' is not an executable \
+             file in /first:/second: install the CNI plugins there, or correct cni_plugins_dir"
+                .to_owned()
+        )
+    );
+    // The plugin is installed, then removed, while the agent runs.
+    test.with_plugins(&["mesos-overlay-cni"]);
+    assert_eq!(directory.write(&network), Ok(Outcome::Replaced));
+    assert_eq!((content().as_str(), directory.plugin()), (OVERLAY, "mesos-overlay-cni"));
+    assert_eq!(directory.plugin_problem(), None);
+    assert_eq!(directory.write(&network), Ok(Outcome::Unchanged));
+    let subnets = vec![parse("192.168.0.0/25"), parse("fd01:b::/81")];
+    assert_eq!(directory.subnets(), Ok([(name("vxlan-1"), subnets)].into()));
+    fs::remove_file(test.root.path().join("second/mesos-overlay-cni")).unwrap();
+    assert_eq!(directory.write(&network), Ok(Outcome::Replaced));
+    assert_eq!(content(), PLAIN);
+    // The operator does not choose it, so it is not used.
+    let directory = test.with_plugins(&["mesos-overlay-cni"]);
+    assert_eq!(directory.write(&network), Ok(Outcome::Unchanged));
+    assert_eq!(directory.plugin_problem(), None);
 }
 
 #[test]
@@ -297,11 +344,8 @@ fn subnets_of_managed_files_are_listed() {
     let directory = root.path().join("cni");
     let cni = |port_mapper| CniDirectory::new(directory.clone(), None, Vec::new(), port_mapper);
     assert_eq!(cni(true).subnets(), Ok(BTreeMap::new()));
-    let network = |name: &str, subnet: &str| {
-        let name: OverlayName = name.parse().unwrap();
-        let (bridge, subnet) = (name.mesos_bridge(), subnet.parse().unwrap());
-        CniNetwork { name, bridge, subnet, mtu: Mtu::OVERLAY_DEFAULT }
-    };
+    let network =
+        |name: &str, subnet: &str| CniNetwork { subnet: subnet.parse().unwrap(), ..network(name) };
     cni(true).write(&network("a", "192.168.1.0/25")).unwrap();
     cni(false).write(&network("b", "192.168.2.0/25")).unwrap();
     fs::write(directory.join("c.conf"), "{}").unwrap();
