@@ -71,7 +71,9 @@ case $* in
 *)
     echo "cargo $*"
     echo "a library without modules" >target/release/libmesos_network_overlay.so
-    echo "int main;" | g++ -nostdlib -shared -x c -o target/release/mesos-overlay -
+    for name in mesos-overlay mesos-overlay-cni; do
+        echo "int main;" | g++ -nostdlib -shared -x c -o target/release/$name -
+    done
     ;;
 esac >>"$here/cargo.log"
 "#;
@@ -614,7 +616,7 @@ fn make_builds_modules_and_program() {
              -IROOT/mesos/lib/mesos/3rdparty/include/zookeeper\n\
              MESOS_PREFIX=ROOT/mesos\n\
              RUSTC=ROOT/tools/rustc\n\
-             cargo build {flags} --bin mesos-overlay\n"
+             cargo build {flags} --bin mesos-overlay --bin mesos-overlay-cni\n"
         )
     );
     for built in ["libmesos_network_overlay.so", "mesos-overlay"] {
@@ -647,6 +649,7 @@ fn make_install_keeps_changed_config_files() {
         "etc/mesos-overlay/network.json",
         "usr/bin/mesos-overlay",
         "usr/lib/libmesos_network_overlay.so",
+        "usr/libexec/cni/mesos-overlay-cni",
         "usr/share/doc/mesos-overlay/CHANGELOG.md",
         "usr/share/doc/mesos-overlay/LICENSE",
         "usr/share/doc/mesos-overlay/README.md",
