@@ -11,6 +11,9 @@ use bytes::Bytes;
 use libprocess::UNKNOWN_BODY_MAX;
 use libprocess::read_message;
 use mesos_network_overlay::http::{route_agent, route_master};
+use overlay_cni::config::NetworkConfig;
+use overlay_cni::names::PortNames;
+use overlay_cni::request::Attachment;
 use overlay_config::{parse, parse_agent, parse_master};
 use overlay_store::{Change, Log, ReplicatedLogStore, Store as _, parse_state, roundtrip_znode};
 use overlay_types::protocol::{MessageKind, Network, Record, ReleasedRecord};
@@ -27,7 +30,7 @@ use overlay_wire::{
 pub(crate) type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub(crate) const ALL: [Target; 14] = [
+pub(crate) const ALL: [Target; 16] = [
     ("message", message),
     ("seal", seal),
     ("record", record),
@@ -42,6 +45,8 @@ pub(crate) const ALL: [Target; 14] = [
     ("request", request),
     ("master_config", master_config),
     ("agent_config", agent_config),
+    ("cni_config", cni_config),
+    ("cni_environment", cni_environment),
 ];
 
 /// Longest error message, in bytes. A message may quote a part of the input.
@@ -318,5 +323,41 @@ pub fn agent_config(data: &[u8]) {
             assert!(!problems.as_slice().is_empty());
             problems.as_slice().iter().chain(problems.warnings()).for_each(assert_one_line);
         }
+    }
+}
+
+/// Reads the standard input of the CNI plugin: the configuration with the arguments of a task.
+pub fn cni_config(data: &[u8]) {
+    match NetworkConfig::parse(data) {
+        Ok(config) => {
+            if let Err(error) = config.mesos() {
+                assert_one_line(&error);
+            }
+            for range in &config.ranges {
+                let gateway = range.gateway().address();
+                assert!(range.subnet().contains(gateway) && !range.has(gateway));
+                let first = range.allocate(&[].into(), None);
+                assert!(first.is_some_and(|first| range.has(first)), "{first:?}");
+            }
+        }
+        Err(error) => {
+            assert_one_line(&error);
+            assert!(!error.to_json("1.0.0").contains(char::is_control));
+        }
+    }
+}
+
+/// Reads the container and the interface of the CNI plugin: a line of the data for each.
+pub fn cni_environment(data: &[u8]) {
+    let (container, interface) = first_line(data);
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    match Attachment::new(&text(container), &text(interface)) {
+        Ok(attachment) => {
+            assert!(!attachment.container.as_str().contains('/'));
+            let network = "vxlan-1".parse().expect("a name");
+            let names = PortNames::new(&network, &attachment).expect("a name for each attachment");
+            assert!(names.alias.len() < 256);
+        }
+        Err(error) => assert_one_line(&error),
     }
 }

@@ -565,6 +565,33 @@ fn killed_cni_plugin_leaks_no_lease_and_no_port() {
 
 #[test]
 #[ignore = "needs root and packages: tests/run host"]
+fn thousand_containers_in_turn_get_one_address_each() {
+    let host = Host::new();
+    let config = host.config();
+    let container = Namespace::new();
+    let mut former = BTreeSet::new();
+    for number in 0..1000 {
+        let id = format!("c{number}");
+        let one = attached(&id, "eth0", &container);
+        let result = host.succeed("ADD", &config, &one);
+        let address = result["ip4"]["ip"].as_str().expect("an address").to_owned();
+        let (ip, _) = address.split_once('/').expect("an address with a length");
+        assert_eq!(host.leased(), [ip.to_owned()].into(), "{id}");
+        if number % 100 == 0 {
+            let found = container.run("ip -4 -o address show scope global");
+            assert!(found.lines().count() == 1 && found.contains(&address), "{found}");
+            assert!(container.can_reach(GATEWAY));
+        }
+        former.insert(address);
+        host.succeed("DEL", &config, &one);
+    }
+    assert_eq!(former.len(), 125, "the addresses are used in turn");
+    assert_eq!((host.leased().len(), container.devices().len()), (0, 0));
+    assert_eq!(host.namespace.devices(), ["m-vxlan-1"]);
+}
+
+#[test]
+#[ignore = "needs root and packages: tests/run host"]
 #[expect(clippy::disallowed_methods, reason = "the test prints the time")]
 fn hundred_containers_at_once_get_one_address_each() {
     const COUNT: usize = 100;
