@@ -55,6 +55,11 @@ impl Host {
         self.send_request((Ipv4Addr::LOCALHOST, port).into(), "GET", path, &[], "")
     }
 
+    /// Connects to a port of the host.
+    pub(crate) fn connect(&self, port: u16) -> io::Result<TcpStream> {
+        connect(&self.network(), (self.ip, port).into())
+    }
+
     /// Sends bytes. Returns all received bytes until the server closes the connection.
     pub(crate) fn exchange(&self, port: u16, bytes: &[u8]) -> io::Result<Vec<u8>> {
         exchange(&self.network(), (self.ip, port).into(), bytes)

@@ -139,17 +139,22 @@ pub(crate) fn start_mesos_agent(
     for name in ["work_dir", "runtime_dir", "fetcher_cache_dir"] {
         command.arg(format!("--{name}={}", host.text(&format!("mesos/{name}"))));
     }
-    // mesos-agent refuses duplicate flags.
-    if !flags.iter().any(|flag| flag.starts_with("--containerizers=")) {
-        command.arg("--containerizers=mesos");
-    }
     command.args(["--launcher=linux", "--no-systemd_enable_support"]);
     // The Linux launcher requires a control group isolator.
     command.arg("--isolation=filesystem/linux,cgroups/cpu,cgroups/mem,network/cni");
     command.arg(format!("--cgroups_root={}", host.name()));
     command.arg(format!("--network_cni_config_dir={}", host.text("cni")));
-    command.arg(format!("--network_cni_plugins_dir={}", plugins()));
-    command.args(["--resources=cpus:1;mem:256;disk:256;ports:[31000-31009]"]).args(flags);
+    // mesos-agent refuses duplicate flags.
+    for (name, default) in [
+        ("--containerizers", "mesos"),
+        ("--network_cni_plugins_dir", &plugins()),
+        ("--resources", "cpus:1;mem:256;disk:256;ports:[31000-31009]"),
+    ] {
+        if !flags.iter().any(|flag| flag.split('=').next() == Some(name)) {
+            command.arg(format!("{name}={default}"));
+        }
+    }
+    command.args(flags);
     command.env("DOCKER_HOST", docker_host(host));
     Daemon::start(host, "mesos-agent", command)
 }

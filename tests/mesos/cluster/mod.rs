@@ -8,6 +8,7 @@
 
 mod attacks;
 mod authentication;
+mod cni_plugin;
 mod daemon;
 mod docker;
 mod election;
@@ -18,6 +19,7 @@ mod json_shape;
 mod mesos;
 mod mixed;
 mod restart;
+mod scheduler;
 mod sessions;
 mod startup_errors;
 mod store;
