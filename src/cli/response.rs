@@ -89,12 +89,16 @@ pub(super) fn read_state(body: &[u8]) -> Result<State, String> {
             let agent = wire::parse_json(agent.as_bytes()).map_err(|error| error.to_string())?;
             let contact = wire::decode_contact(&agent);
             let failures = wire::decode_peer_failures(&agent);
+            let counts = wire::decode_counts(&agent);
             let agent = wire::decode_agent(&agent).map_err(|error| error.to_string())?;
             if contact != AgentContact::default() {
                 state.contacts.insert(agent.ip, contact);
             }
             if let Some(failures) = failures {
                 state.peer_failures.insert(agent.ip, failures);
+            }
+            if !counts.is_empty() {
+                state.address_counts.insert(agent.ip, counts);
             }
             state.agents.push(Arc::new(agent));
             Ok(())

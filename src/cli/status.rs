@@ -1,10 +1,13 @@
 //! `mesos-overlay status`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use overlay_types::address_usage::FillLevel;
+use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{AgentInfo, State, Status};
 use serde::Serialize;
 
@@ -80,6 +83,9 @@ struct ClusterStatus {
     #[serde(skip)]
     authentication: Option<String>,
     problems: Vec<String>,
+    /// Halves of subnets of agents that are full or nearly full. Containers that run are ok.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Reason>,
 }
 
 /// Agents that are not ok for the same reason.
@@ -170,6 +176,7 @@ impl ClusterStatus {
             reasons: reasons(state, health),
             authentication: health.and_then(Health::authentication),
             problems: health.map(|health| displayed_problems(&health.problems)).unwrap_or_default(),
+            warnings: filled_halves(state),
         }
     }
 
@@ -192,6 +199,10 @@ impl ClusterStatus {
         if let Some(more) = self.reasons.len().checked_sub(REASONS_MAX).filter(|&more| more > 0) {
             let more = pluralize(more as u128, "more reason");
             output.line(format_args!("… and {more}: see 'mesos-overlay state'"))?;
+        }
+        for Reason { reason, agents } in self.warnings.iter().take(REASONS_MAX) {
+            let count = pluralize(agents.len() as u128, "agent");
+            output.status_line(format_args!("warning: {count}: {reason}: {}", few(agents)))?;
         }
         for problem in &self.problems {
             output.status_line(format_args!("problem: {problem}"))?;
@@ -232,8 +243,39 @@ fn reasons(state: &State, health: Option<&Health>) -> Vec<Reason> {
     }
     let reasons = agents.into_iter().map(|(reason, agents)| Reason { reason, agents });
     let mut reasons: Vec<Reason> = reasons.collect();
-    reasons.sort_by_key(|reason| std::cmp::Reverse(reason.agents.len()));
+    reasons.sort_by_key(|reason| Reverse(reason.agents.len()));
     reasons
+}
+
+/// Groups the agents with a full or nearly full half, the full halves first. The remedy is in the
+/// reason.
+fn filled_halves(state: &State) -> Vec<Reason> {
+    let mut agents: BTreeMap<_, Vec<Ipv4Addr>> = BTreeMap::new();
+    for (ip, counts) in &state.address_counts {
+        for (overlay, halves) in counts {
+            for (kind, count) in halves.known() {
+                let key = (Reverse(count.level()), overlay, kind);
+                agents.entry(key).or_default().push(*ip);
+            }
+        }
+    }
+    let reason = |((Reverse(level), overlay, kind), agents)| {
+        let free = match level {
+            FillLevel::Ample => return None,
+            FillLevel::NearlyFull => "a tenth of the addresses or less is free",
+            FillLevel::Full => "no address is free",
+        };
+        let containerizer = match kind {
+            NetworkKind::Cni => "Mesos",
+            NetworkKind::Docker => "Docker",
+        };
+        let reason = format!(
+            "overlay {overlay}: {free} for {containerizer} containers: run fewer of them there, or \
+             add an overlay with a shorter prefix for new containers"
+        );
+        Some(Reason { reason, agents })
+    };
+    agents.into_iter().filter_map(reason).collect()
 }
 
 /// Returns why an agent is not ok. Different overlays may have different reasons.

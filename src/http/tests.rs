@@ -1,8 +1,14 @@
 //! Requests and responses of the endpoints, compared with recorded bodies of the C++ modules.
 
-use overlay_engine::agent::{Reply as AgentReply, Request as AgentRequest};
+use overlay_engine::agent::{
+    AddressDetail, AddressDetails, AddressQuery, HalfDetails, OverlayDetails, Reply as AgentReply,
+    Request as AgentRequest,
+};
 use overlay_engine::master::{
     Effect, Forget, ReleaseOutcome, ReleaseResult, Reply as MasterReply, Request as MasterRequest,
+};
+use overlay_types::address_usage::{
+    AddressCount, AddressSource, HalfCounts, OverlayCounts, UsedAddress,
 };
 
 use super::*;
@@ -35,7 +41,9 @@ fn state(request: &Request) -> Response {
 fn overlay(request: &Request) -> Response {
     let recorded = wire::decode_agent(&wire::decode(OVERLAY_PB).unwrap()).unwrap();
     match route_agent(request) {
-        Ok((_, format)) => render_agent(&AgentReply::Overlay(recorded), &format),
+        Ok((_, format)) => {
+            render_agent(&AgentReply::Overlay(recorded, OverlayCounts::new()), &format)
+        }
         Err(response) => *response,
     }
 }
@@ -256,7 +264,8 @@ fn unknown_path_lists_relative_paths() {
     assert_eq!(
         text(&response),
         "no endpoint at '': the endpoints of this server are overlay-agent/overlay, \
-         overlay-agent/health, overlay-agent/probes, overlay-agent/metrics\n"
+         overlay-agent/health, overlay-agent/probes, overlay-agent/addresses, \
+         overlay-agent/metrics\n"
     );
 }
 
@@ -292,6 +301,81 @@ fn probes_query_limits_named_peers() {
     }
     let refused = route("/overlay-agent/probes?limits=1").unwrap_err();
     assert!(refused.contains("limit"), "{refused}");
+}
+
+#[test]
+fn addresses_query_selects_overlay_and_limits_addresses() {
+    let route = |path: &str| match route_agent(&get(path, &[])) {
+        Ok((routed, _)) => Ok(routed),
+        Err(response) => Err(text(&response).to_owned()),
+    };
+    let query = |overlay: Option<&str>, limit| {
+        let overlay = overlay.map(|name| name.parse().unwrap());
+        Ok(AgentRequest::Addresses(AddressQuery { overlay, limit }))
+    };
+    assert_eq!(route("/overlay-agent/addresses"), query(None, 64));
+    assert_eq!(
+        route("/overlay-agent/addresses?overlay=vxlan-1&limit=1024"),
+        query(Some("vxlan-1"), 1024)
+    );
+    let refused = route("/overlay-agent/addresses?limit=1025").unwrap_err();
+    assert!(refused.starts_with("limit: "), "{refused}");
+    let refused = route("/overlay-agent/addresses?overlay=a%20b").unwrap_err();
+    assert!(refused.starts_with("overlay: "), "{refused}");
+}
+
+#[test]
+fn overlay_reply_has_counts_of_known_halves() {
+    let recorded = wire::decode_agent(&wire::decode(OVERLAY_PB).unwrap()).unwrap();
+    let format = route_agent(&get("/overlay-agent/overlay", &[])).unwrap().1;
+    let counts = HalfCounts { mesos: Some(AddressCount { used: 3, free: 122 }), docker: None };
+    let name = recorded.overlays[0].name().clone();
+    let reply = AgentReply::Overlay(recorded, OverlayCounts::from([(name.clone(), counts)]));
+    let response = render_agent(&reply, &format);
+    let json = std::str::from_utf8(OVERLAY_JSON).unwrap();
+    let bridge = r#""mesos_bridge":{"#;
+    let expected =
+        json.replacen(bridge, &format!(r#"{bridge}"addresses":{{"free":122,"used":3}},"#), 1);
+    assert_eq!(text(&response), expected);
+    let decoded = wire::decode_counts(&wire::parse_json(response.body()).unwrap());
+    assert_eq!(decoded, OverlayCounts::from([(name, counts)]));
+}
+
+#[test]
+fn addresses_reply_is_the_documented_json() {
+    let used = UsedAddress {
+        address: "192.168.1.2".parse().unwrap(),
+        holder: Some("container-1".to_owned()),
+        interface: Some("eth0".to_owned()),
+        port: None,
+        source: AddressSource::Lease,
+    };
+    let half = |containerizer, count: Option<u32>, error: Option<&str>, addresses| HalfDetails {
+        containerizer,
+        subnet: "192.168.1.0/25".to_owned(),
+        used: count,
+        free: count.map(|used| 125 - used),
+        error: error.map(str::to_owned),
+        addresses,
+    };
+    let halves = vec![
+        half("mesos", Some(3), None, vec![AddressDetail(used)]),
+        half("docker", None, Some("no netlink"), Vec::new()),
+    ];
+    let overlays = vec![OverlayDetails { name: "vxlan-1".to_owned(), halves }];
+    let details = AddressDetails { age_seconds: Some(4), overlays };
+    let format = route_agent(&get("/overlay-agent/addresses", &[])).unwrap().1;
+    let response = render_agent(&AgentReply::Addresses(Box::new(details)), &format);
+    assert_eq!(
+        text(&response),
+        concat!(
+            r#"{"age_seconds":4,"overlays":[{"name":"vxlan-1","halves":[{"containerizer":"mesos","#,
+            r#""subnet":"192.168.1.0/25","used":3,"free":122,"addresses":[{"#,
+            r#""address":"192.168.1.2","holder":"container-1","interface":"eth0","#,
+            r#""source":"lease"}]},{"containerizer":"docker","subnet":"192.168.1.0/25","#,
+            r#""used":null,"free":null,"error":"no netlink","addresses":[]}]}]}"#
+        )
+    );
 }
 
 #[test]
@@ -422,6 +506,7 @@ fn unknown_and_duplicate_parameters_are_refused_everywhere() {
         ("GET", "/overlay-agent/overlay"),
         ("GET", "/overlay-agent/health"),
         ("GET", "/overlay-agent/probes"),
+        ("GET", "/overlay-agent/addresses"),
         ("GET", "/overlay-agent/metrics"),
     ];
     for (method, path) in endpoints {

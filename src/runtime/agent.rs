@@ -123,7 +123,7 @@ impl Service for Agent {
                     Self::degrade(&mut snapshot.metrics, severity);
                 }
             }
-            Reply::Overlay(_) | Reply::Probes(_) => {}
+            Reply::Overlay(..) | Reply::Probes(_) | Reply::Addresses(_) => {}
         }
     }
 
@@ -521,6 +521,9 @@ impl Executor<Agent> for AgentExecutor {
                 if let Some(probes) = &self.probes {
                     probes.queue(ProbeJob::Offloads { attempt, desired, peer });
                 }
+            }
+            Command::CountAddresses { attempt, desired, with_names } => {
+                self.networks.count_addresses(attempt, desired, with_names);
             }
             Command::RetainCni(overlays) => self.networks.retain_cni(overlays),
             Command::RetainDocker(overlays) => self.networks.retain_docker(overlays),

@@ -16,9 +16,11 @@ use overlay_linux::docker::{self, Docker, DockerError, DockerFailure};
 use overlay_types::addr::{DeviceName, OverlayName, Subnet};
 use overlay_types::advice::Command;
 use overlay_types::container_network::{CniNetwork, ContainerNetwork, DockerNetwork, NetworkKind};
+use overlay_types::tunnel::Desired;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
+use super::address_counter::AddressCounter;
 use super::inbox::Inbox;
 
 /// Number of concurrent calls of `docker`. The agent verifies all networks at the same moment, each
@@ -58,6 +60,7 @@ pub(super) struct ContainerNetworks {
     docker_calls: Arc<Semaphore>,
     /// Whether the Docker networks of the host belong to this agent.
     manages_docker: bool,
+    addresses: AddressCounter,
     /// Whether a task waits for the start of the Docker daemon.
     is_waiting_for_docker: Arc<AtomicBool>,
     /// The running tasks, which end when this is dropped.
@@ -73,6 +76,8 @@ impl ContainerNetworks {
         inbox: Inbox<Agent>,
     ) -> Self {
         let (cni_jobs, jobs) = mpsc::unbounded_channel();
+        let own_docker = manages_docker.then(|| docker.clone());
+        let addresses = AddressCounter::new(cni.leases(), own_docker, inbox.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(run_cni_jobs(Arc::new(cni), jobs, inbox.clone()));
         Self {
@@ -81,6 +86,7 @@ impl ContainerNetworks {
             docker: Arc::new(docker),
             docker_calls: Arc::new(Semaphore::new(DOCKER_CALLS)),
             manages_docker,
+            addresses,
             is_waiting_for_docker: Arc::default(),
             tasks,
         }
@@ -97,6 +103,16 @@ impl ContainerNetworks {
             ContainerNetwork::Cni(network) => self.queue(CniJob::Write { attempt, network }),
             ContainerNetwork::Docker(network) => self.apply_docker(attempt, network),
         }
+    }
+
+    /// Counts the addresses of containers. The result is an event.
+    pub(super) fn count_addresses(
+        &mut self,
+        attempt: u64,
+        desired: Arc<Desired>,
+        with_names: bool,
+    ) {
+        self.addresses.count(attempt, desired, with_names);
     }
 
     /// Removes the managed CNI configurations of all other overlays.

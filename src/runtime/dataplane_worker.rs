@@ -136,7 +136,6 @@ impl HostWorker {
         {
             let report = self.leases.run(desired, dataplane);
             result.leases_released = report.released;
-            result.address_usage = Some(report.address_usage.into());
             result.warnings.get_or_insert_default().extend(report.warnings);
         }
         if let Some(dataplane) = &mut self.dataplane {

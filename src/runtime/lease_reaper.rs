@@ -1,12 +1,9 @@
-//! Releases the leases of containers that are gone, counts the addresses in use, and finds ranges
-//! that are nearly full.
+//! Releases the leases of containers that are gone, and finds ranges that are nearly full.
 
-use overlay_engine::agent::AddressUsage;
 use overlay_linux::cni::{self, CniError, ContainerEvidence, Lease, Leases, StaleLeases};
 use overlay_linux::dataplane::{ContainerPorts, Dataplane, DataplaneError};
 use overlay_linux::firewall;
 use overlay_types::addr::{DeviceName, Subnet};
-use overlay_types::container_network::NetworkKind;
 use overlay_types::repetition::Repetitions;
 use overlay_types::tunnel::{Desired, OverlaySubnets};
 use tokio::time::Instant;
@@ -19,8 +16,6 @@ const NAMED_MAX: usize = 8;
 pub(super) struct LeaseReport {
     /// Number of the leases that were released.
     pub(super) released: u64,
-    /// The addresses of containers in use, by overlay and containerizer.
-    pub(super) address_usage: Vec<AddressUsage>,
     /// The ranges that are nearly full, one sentence each.
     pub(super) warnings: Vec<String>,
 }
@@ -93,10 +88,6 @@ impl LeaseReaper {
         dataplane: &mut Dataplane,
         report: &mut LeaseReport,
     ) -> Result<(), LeaseError> {
-        if let Some((device, range)) = range_at(space, &space.overlay.docker_bridge()) {
-            let used = ports.count_at(device.as_str());
-            report.add_usage(space, NetworkKind::Docker, range, used);
-        }
         let Some((name, range)) = range_at(space, &space.overlay.mesos_bridge()) else {
             return Ok(());
         };
@@ -109,8 +100,6 @@ impl LeaseReaper {
             report.released += self.release(space, name, dataplane)?;
             leases = self.leases.of_containers(&space.overlay)?;
         }
-        let used = leases.iter().filter(|lease| range.contains(lease.address)).count();
-        report.add_usage(space, NetworkKind::Cni, range, used);
         report.warnings.extend(cni::nearly_full(&space.overlay, range, &leases, connected));
         Ok(())
     }
@@ -138,23 +127,8 @@ impl LeaseReaper {
     }
 }
 
-impl LeaseReport {
-    /// Adds the number of used addresses of a range of IPv4 addresses.
-    fn add_usage(
-        &mut self,
-        space: &OverlaySubnets,
-        kind: NetworkKind,
-        range: &Subnet,
-        used: usize,
-    ) {
-        let capacity = u64::try_from(cni::container_capacity(range)).unwrap_or(u64::MAX);
-        let overlay = space.overlay.clone();
-        self.address_usage.push(AddressUsage { overlay, kind, used: used as u64, capacity });
-    }
-}
-
 /// Returns the device of a bridge and the IPv4 addresses of its containers.
-fn range_at<'a>(
+pub(super) fn range_at<'a>(
     space: &'a OverlaySubnets,
     name: &DeviceName,
 ) -> Option<(&'a DeviceName, &'a Subnet)> {

@@ -11,6 +11,7 @@
 //! threads, and their results come back as events.
 
 mod access_control;
+mod address_counter;
 mod agent;
 mod authentication_mark;
 mod change_listeners;

@@ -60,6 +60,46 @@ master MASTER: ok (epoch 3, version 7)
 }
 
 #[test]
+fn full_halves_are_a_warning_with_remedy_and_no_failure() {
+    let mut state: Value = serde_json::from_str(RECORDED_STATE).unwrap();
+    let recorded = state["agents"][0].clone();
+    let agent = |ip: &str, mesos: Value| {
+        let mut agent = recorded.clone();
+        agent["ip"] = json!(ip);
+        for overlay in agent["overlays"].as_array_mut().unwrap() {
+            overlay["state"] = ok();
+        }
+        agent["overlays"][0]["mesos_bridge"]["addresses"] = mesos;
+        agent
+    };
+    state["agents"] = json!([
+        agent("10.0.0.7", json!({ "used": 125, "free": 0 })),
+        agent("10.0.0.8", json!({ "used": 113, "free": 12 })),
+        agent("10.0.0.9", json!({ "used": 3, "free": 122 })),
+        agent("10.0.0.10", json!({ "used": 125 })),
+    ]);
+    let master = FakeMaster::start(vec![
+        ("/overlay-master/state", http_response("200 OK", &state.to_string())),
+        ("/overlay-master/health", http_response("200 OK", &health("ok", &[]).to_string())),
+    ]);
+    let remedy = "for Mesos containers: run fewer of them there, or add an overlay with a shorter \
+                  prefix for new containers";
+    let expected = format!(
+        "\
+master MASTER: ok (epoch 3, version 7)
+4 agents: 4 ok, 0 failed, 0 unreported
+warning: 1 agent: overlay vxlan-1: no address is free {remedy}: 10.0.0.7
+warning: 1 agent: overlay vxlan-1: a tenth of the addresses or less is free {remedy}: 10.0.0.8
+"
+    );
+    assert_eq!(status(&master, "").success(), expected);
+    let shown: Value = serde_json::from_str(&status(&master, "--json").success()).unwrap();
+    assert_eq!(shown["warnings"][0]["agents"], json!(["10.0.0.7"]));
+    let wide = TestDir::new().run(&format!("state --master {} -o wide", master.address)).success();
+    assert!(wide.contains("/25 (3 used, 122 free)"), "{wide}");
+}
+
+#[test]
 fn agents_that_fail_for_one_reason_are_shown_together() {
     let (docker, rule) = (failed("docker is gone"), failed("a rule\n\u{1b}[31mdrops"));
     let many: Vec<String> = (1..=12).map(|number| format!("10.0.1.{number}")).collect();

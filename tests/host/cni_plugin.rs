@@ -476,8 +476,8 @@ fn cni_plugin_without_address_or_space_leaves_nothing() {
     let error: Value = serde_json::from_slice(&output.stdout).expect("an error as JSON");
     assert_eq!(error["code"], 100);
     assert_eq!(error["msg"], "no address of 192.168.0.0/30 is free");
-    let details = "run fewer containers of this overlay on this host, or give the overlay a \
-                   shorter prefix at the master";
+    let details = "run fewer containers of this overlay on this host, or add an overlay with a \
+                   shorter prefix at the master for new containers";
     assert_eq!(error["details"], details);
     assert_eq!((second.devices().len(), host.namespace.devices().len()), (0, 2));
     host.succeed("DEL", &config, &attached("c1", "eth0", first));

@@ -148,6 +148,7 @@ impl DiagnosedCluster {
             agents,
             contacts,
             peer_failures: BTreeMap::new(),
+            address_counts: BTreeMap::new(),
             principals: BTreeMap::new(),
         };
         let state = wire::print_json(&wire::encode_state(&state));

@@ -122,8 +122,8 @@ impl Allocator<'_> {
         range.allocate(taken, last).ok_or_else(|| {
             let message = format!("no address of {} is free", range.subnet());
             PluginError::new(ErrorCode::NoFreeAddress, message).with_details(
-                "run fewer containers of this overlay on this host, or give the overlay a shorter \
-                 prefix at the master",
+                "run fewer containers of this overlay on this host, or add an overlay with a \
+                 shorter prefix at the master for new containers",
             )
         })
     }

@@ -232,7 +232,7 @@ fn ranges(ipam: &RawIpam) -> Result<Vec<Range>, PluginError> {
         }
         let range = Range::new(subnet).ok_or_else(|| {
             invalid(format!("{key}: {subnet} has no address for a container"))
-                .with_details("give the overlay a shorter prefix at the master")
+                .with_details("add an overlay with a shorter prefix at the master")
         })?;
         ranges.push(range);
     }

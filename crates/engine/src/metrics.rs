@@ -7,7 +7,17 @@
 use std::time::Duration;
 
 use libprocess::limits::Limit;
+use overlay_types::container_network::NetworkKind;
 use serde::Serialize;
+
+/// Returns the value of the label `network`.
+pub(crate) fn network_label(kind: NetworkKind) -> String {
+    let label = match kind {
+        NetworkKind::Cni => "cni",
+        NetworkKind::Docker => "docker",
+    };
+    label.to_owned()
+}
 
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

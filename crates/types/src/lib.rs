@@ -1,6 +1,7 @@
 //! Types shared by the other crates. A value is checked when it is created. No IO, no clock.
 //!
 //! - [`addr`]: subnets, names, MACs, MTUs, VNIs
+//! - [`address_usage`]: the addresses that containers of a host use
 //! - [`advice`]: the commands that messages advise
 //! - [`assignment`]: builds the assignments of an agent from its record
 //! - [`clock`]: time as an argument, and exponential backoff
@@ -17,6 +18,7 @@
 //! - [`warnings`]: standing warnings shown by health
 
 pub mod addr;
+pub mod address_usage;
 pub mod advice;
 pub mod assignment;
 pub mod clock;

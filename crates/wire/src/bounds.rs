@@ -5,7 +5,7 @@
 
 use overlay_types::protocol::limits::OVERLAYS_MAX;
 use overlay_types::protocol::{
-    HeldAddresses, MessageKind, PeerFailures, PeersUpdate, RegistrationProblems,
+    HeldAddresses, MessageKind, PeerFailures, PeersRequest, PeersUpdate, RegistrationProblems,
 };
 use prost::DecodeError;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
@@ -109,6 +109,15 @@ const FAILURES: RepeatedField = RepeatedField {
     nested: &[],
 };
 
+const COUNTS: RepeatedField = RepeatedField {
+    name: "addresses",
+    number: 6,
+    max: PeersRequest::COUNTS_MAX,
+    // The name with its key and length.
+    entry_min: 3,
+    nested: &[],
+};
+
 /// Returns the repeated fields of a message.
 const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
     match kind {
@@ -117,9 +126,9 @@ const fn repeated_fields(kind: MessageKind) -> &'static [RepeatedField] {
         MessageKind::HeldAddresses => &[HELD],
         MessageKind::RegistrationProblems => &PROBLEMS,
         MessageKind::PeerFailures => &[FAILURES],
+        MessageKind::RequestPeers => &[COUNTS],
         MessageKind::RegisterAgent
         | MessageKind::AgentRegisteredAcknowledgement
-        | MessageKind::RequestPeers
         | MessageKind::AuthenticateAgent
         | MessageKind::AuthenticationChallenge => &[],
     }

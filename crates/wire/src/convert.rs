@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use overlay_types::addr::{DeviceName, Family, InterfaceAddress, Mac, Mtu, Vni, special_address};
+use overlay_types::address_usage::{AddressCount, HalfCounts, OverlayCounts};
 use overlay_types::protocol::{
     AddressRange, AgentContact, AgentInfo, AgentOptions, Assignment, Bridge, Network, Overlay,
     PeerFailure, PeerFailureCause, PeerFailures, Principal, State, Status, Vtep, Vxlan,
@@ -152,6 +153,7 @@ fn bridge_to_pb(bridge: &Bridge) -> pb::BridgeInfo {
         name: Some(to_text(&bridge.name)),
         ip: bridge.subnet.map(to_text),
         ip6: bridge.subnet6.map(to_text),
+        addresses: None,
     }
 }
 
@@ -282,7 +284,7 @@ fn encode_agent_of(state: &State, agent: &AgentInfo) -> pb::AgentInfo {
         version: contact.version.map(to_text),
         unreached_peers: failures.map(unreached_to_pb).unwrap_or_default(),
         unreached_peers_total: failures.map(|failures| failures.total),
-        ..encode_agent(agent)
+        ..encode_counted_agent(agent, state.address_counts.get(&agent.ip))
     }
 }
 
@@ -303,6 +305,12 @@ pub fn decode_state(state: &pb::State) -> Result<State, ConvertError> {
             .iter()
             .zip(&state.agents)
             .filter_map(|(agent, pb)| Some((agent.ip, decode_peer_failures(pb)?)))
+            .collect(),
+        address_counts: agents
+            .iter()
+            .zip(&state.agents)
+            .map(|(agent, pb)| (agent.ip, decode_counts(pb)))
+            .filter(|(_, counts)| !counts.is_empty())
             .collect(),
         principals: state
             .authenticated
@@ -360,6 +368,45 @@ pub fn encode_agent(agent: &AgentInfo) -> pb::AgentInfo {
         unreached_peers_total: None,
         version: None,
     }
+}
+
+/// Converts an agent with the numbers of addresses of its halves, as far as they are known.
+#[must_use]
+pub fn encode_counted_agent(agent: &AgentInfo, counts: Option<&OverlayCounts>) -> pb::AgentInfo {
+    let mut pb = encode_agent(agent);
+    for (assignment, pb) in agent.overlays.iter().zip(&mut pb.overlays) {
+        let Some(counts) = counts.and_then(|counts| counts.get(assignment.name())) else {
+            continue;
+        };
+        for (bridge, count) in
+            [(&mut pb.mesos_bridge, counts.mesos), (&mut pb.docker_bridge, counts.docker)]
+        {
+            if let Some(bridge) = bridge {
+                bridge.addresses = count.map(count_to_pb);
+            }
+        }
+    }
+    pb
+}
+
+const fn count_to_pb(count: AddressCount) -> pb::AddressCount {
+    pb::AddressCount { used: Some(count.used), free: Some(count.free) }
+}
+
+/// Returns the numbers of addresses of the halves of an agent, by overlay.
+#[must_use]
+pub fn decode_counts(agent: &pb::AgentInfo) -> OverlayCounts {
+    let count = |bridge: Option<&pb::BridgeInfo>| {
+        let count = bridge?.addresses.as_ref()?;
+        Some(AddressCount { used: count.used?, free: count.free? })
+    };
+    let overlays = agent.overlays.iter().filter_map(|overlay| {
+        let name = overlay.info.as_ref()?.name().parse().ok()?;
+        let mesos = count(overlay.mesos_bridge.as_ref());
+        let counts = HalfCounts { mesos, docker: count(overlay.docker_bridge.as_ref()) };
+        (counts != HalfCounts::default()).then_some((name, counts))
+    });
+    overlays.collect()
 }
 
 /// Converts the protobuf of `/overlay-agent/overlay` into an agent.

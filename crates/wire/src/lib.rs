@@ -26,7 +26,8 @@ mod state_file;
 
 pub use candidate::{decode_candidate, encode_candidate, implausible_candidate};
 pub use convert::{
-    decode_agent, decode_contact, decode_peer_failures, decode_state, encode_agent, encode_state,
+    decode_agent, decode_contact, decode_counts, decode_peer_failures, decode_state, encode_agent,
+    encode_counted_agent, encode_state,
 };
 pub use error::ConvertError;
 pub use inventory::{Inventory, find_conflicts};

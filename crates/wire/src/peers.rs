@@ -1,10 +1,12 @@
 //! Encodes and decodes the messages in which a master sends peer tables to agents.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use overlay_types::addr::{Mac, OverlayName, Subnet};
+use overlay_types::address_usage::{AddressCount, HalfCounts, OverlayCounts};
 use overlay_types::protocol::{
     MessageKind, PeerInfo, PeerTableVersion, PeersRequest, PeersUpdate, UpdateForm,
 };
@@ -27,12 +29,43 @@ const UPDATE: &str = MessageKind::UpdatePeers.name();
 /// An update of fewer agents is not compressed, since it would hardly get shorter.
 const COMPACT_MIN: usize = 8;
 
-pub(super) fn encode_request(request: PeersRequest) -> Vec<u8> {
+pub(super) fn encode_request(request: &PeersRequest) -> Vec<u8> {
     let PeerTableVersion { epoch, version, digest } = request.have;
     let (epoch, version, digest) = (Some(epoch), Some(version), Some(digest));
     let compact = (request.form == UpdateForm::Compact).then_some(true);
     let program_version = request.version.map(|version| version.to_string());
-    pb::RequestPeersMessage { epoch, version, digest, compact, program_version }.encode_to_vec()
+    let addresses = counts_to_pb(&request.address_counts);
+    pb::RequestPeersMessage { epoch, version, digest, compact, program_version, addresses }
+        .encode_to_vec()
+}
+
+/// Converts the numbers of addresses of the fullest overlays.
+fn counts_to_pb(counts: &OverlayCounts) -> Vec<pb::OverlayAddresses> {
+    let fill = |halves: &HalfCounts| halves.known().map(|(_, count)| count.percent()).max();
+    let mut fullest: Vec<_> = counts.iter().collect();
+    fullest.sort_by_key(|(_, halves)| Reverse(fill(halves)));
+    let to_pb = |(name, halves): (&OverlayName, &HalfCounts)| pb::OverlayAddresses {
+        overlay: Some(name.to_string()),
+        mesos_used: halves.mesos.map(|count| count.used),
+        mesos_free: halves.mesos.map(|count| count.free),
+        docker_used: halves.docker.map(|count| count.used),
+        docker_free: halves.docker.map(|count| count.free),
+    };
+    fullest.into_iter().take(PeersRequest::COUNTS_MAX).map(to_pb).collect()
+}
+
+/// Converts the numbers of addresses. They are for operators only, so an unusable entry is left out
+/// and does not make the request unusable.
+fn counts_from_pb(list: &[pb::OverlayAddresses]) -> OverlayCounts {
+    let count = |used: Option<u32>, free: Option<u32>| {
+        used.zip(free).map(|(used, free)| AddressCount { used, free })
+    };
+    let entry = |pb: &pb::OverlayAddresses| {
+        let mesos = count(pb.mesos_used, pb.mesos_free);
+        let docker = count(pb.docker_used, pb.docker_free);
+        Some((pb.overlay().parse().ok()?, HalfCounts { mesos, docker }))
+    };
+    list.iter().filter_map(entry).collect()
 }
 
 pub(super) fn decode_request(bytes: &[u8]) -> Result<PeersRequest, ConvertError> {
@@ -41,7 +74,8 @@ pub(super) fn decode_request(bytes: &[u8]) -> Result<PeersRequest, ConvertError>
     let form = if pb.compact() { UpdateForm::Compact } else { UpdateForm::Plain };
     // The version is for operators only, so one of another form does not make the request unusable.
     let version = pb.program_version().parse().ok();
-    Ok(PeersRequest { have, form, version })
+    let address_counts = counts_from_pb(&pb.addresses);
+    Ok(PeersRequest { have, form, version, address_counts })
 }
 
 /// Encodes the body of an `UpdatePeersMessage`. The body has the form `form`, or is plain if that
@@ -259,7 +293,10 @@ mod tests {
     fn peer_messages_round_trip() {
         let have = PeerTableVersion { epoch: 1, version: 2, digest: 3 };
         let version = "1.20.3".parse().ok();
-        let compact = PeersRequest { have, form: UpdateForm::Compact, version };
+        let count = |used| Some(AddressCount { used, free: 125 - used });
+        let halves = HalfCounts { mesos: count(3), docker: count(125) };
+        let address_counts = [("vxlan-1".parse().unwrap(), halves)].into();
+        let compact = PeersRequest { have, form: UpdateForm::Compact, version, address_counts };
         let snapshot = PeersUpdate { base: None, ..update() };
         for message in [
             Message::RequestPeers(compact),
@@ -272,6 +309,54 @@ mod tests {
             let (name, bytes) = encode_message(&message);
             assert_eq!(decode_message(name, &bytes).unwrap(), message);
         }
+    }
+
+    #[test]
+    fn request_with_most_counts_is_accepted_by_former_masters() {
+        let count = |used| Some(AddressCount { used, free: u32::MAX });
+        let halves = |number: u32| {
+            let name = format!("overlay-{number:05}").parse().unwrap();
+            (name, HalfCounts { mesos: count(number), docker: count(u32::MAX - number) })
+        };
+        let address_counts = (0..128).map(halves).collect();
+        let version = "1.20.300".parse().ok();
+        let have = PeerTableVersion { epoch: u64::MAX, version: u64::MAX, digest: u64::MAX };
+        let form = UpdateForm::Compact;
+        let request = PeersRequest { have, form, version, address_counts };
+        let (name, body) = encode_message(&Message::RequestPeers(request));
+        // The limit of all versions.
+        assert!(body.len() <= 4 * 1024, "{} bytes", body.len());
+        let Ok(Message::RequestPeers(decoded)) = decode_message(name, &body) else {
+            panic!("not decoded")
+        };
+        assert_eq!(decoded.address_counts.len(), PeersRequest::COUNTS_MAX);
+        // A master of a former version has no field 6, and skips it as every unknown field.
+        let former = {
+            let mut pb = pb::RequestPeersMessage::decode(&*body).unwrap();
+            pb.addresses.clear();
+            pb.encode_to_vec()
+        };
+        assert!(body.starts_with(&former), "the former fields are unchanged");
+        assert!(matches!(decode_message(name, &former), Ok(Message::RequestPeers(_))));
+    }
+
+    #[test]
+    fn unusable_counts_are_left_out() {
+        let entry = |overlay: &str| pb::OverlayAddresses {
+            overlay: Some(overlay.to_owned()),
+            mesos_used: Some(3),
+            docker_used: Some(3),
+            docker_free: Some(122),
+            ..Default::default()
+        };
+        let addresses = vec![entry("no overlay"), entry("vxlan-1")];
+        let pb = pb::RequestPeersMessage { addresses, ..Default::default() };
+        let request = decode_request(&pb.encode_to_vec()).unwrap();
+        let halves = HalfCounts { mesos: None, docker: Some(AddressCount { used: 3, free: 122 }) };
+        assert_eq!(request.address_counts, [("vxlan-1".parse().unwrap(), halves)].into());
+        let pb = pb::RequestPeersMessage { addresses: vec![entry("a"); 65], ..Default::default() };
+        let error = decode_message(REQUEST, &pb.encode_to_vec()).unwrap_err().to_string();
+        assert_eq!(error, "addresses: has more than 64 entries");
     }
 
     #[test]

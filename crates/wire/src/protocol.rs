@@ -50,7 +50,7 @@ pub fn encode_message(message: &Message) -> (&'static str, Vec<u8>) {
         Message::AgentRegisteredAcknowledgement => {
             encode_named(&internal::AgentRegisteredAcknowledgement {})
         }
-        Message::RequestPeers(have) => (message.kind().name(), peers::encode_request(*have)),
+        Message::RequestPeers(have) => (message.kind().name(), peers::encode_request(have)),
         Message::UpdatePeers(update) => (message.kind().name(), peers::encode_plain(update)),
         Message::HeldAddresses(held) => (message.kind().name(), problems::encode_held(held)),
         Message::RegistrationProblems(found) => {

@@ -185,6 +185,7 @@ mod tests {
             agents: Vec::new(),
             contacts: BTreeMap::new(),
             peer_failures: BTreeMap::new(),
+            address_counts: BTreeMap::new(),
             principals: BTreeMap::new(),
         };
         assert!(require_success(&state, &[ping(None), ping(None)]).is_ok());

@@ -443,8 +443,8 @@ fn nearly_full(usage: &HalfUsage) -> Option<Problem> {
         };
         let text =
             format!("{used} of {capacity} addresses of {subnet} for {half} containers are in use");
-        let remedy = "run fewer containers of this overlay on this host, or give the overlay a \
-                      shorter prefix at the master";
+        let remedy = "run fewer containers of this overlay on this host, or add an overlay with a \
+                      shorter prefix at the master for new containers";
         Problem::new(ProblemKind::NearlyFull, text, remedy).of(overlay)
     })
 }

@@ -272,8 +272,8 @@ fn full_half_and_unreadable_source_are_problems() {
         [
             "unreadable: agent 127.0.0.1:5051: refused: start it",
             "nearly full: overlay vxlan-1: 119 of 125 addresses of 192.168.0.0/25 for Mesos \
-             containers are in use: run fewer containers of this overlay on this host, or give the \
-             overlay a shorter prefix at the master",
+             containers are in use: run fewer containers of this overlay on this host, or add an \
+             overlay with a shorter prefix at the master for new containers",
         ]
     );
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use overlay_linux::cni::container_capacity;
 use overlay_types::addr::{OverlayName, Subnet};
+use overlay_types::address_usage::container_capacity;
 use serde::{Serialize, Serializer};
 
 use super::host::{Halves, Observation};

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use overlay_types::address_usage::{AddressCount, OverlayCounts};
 use overlay_types::protocol::{AgentContact, AgentInfo, Assignment, Bridge, State, Status};
 
 use super::super::Failure;
@@ -116,7 +117,11 @@ pub(super) fn print_overlays(
             overlays.sort_by_key(|overlay| overlay.name());
         }
         let quarantine_reason = quarantine_reason(health, agent.ip);
-        for cells in agent_rows(agent, &overlays, contact_of(state, agent.ip), quarantine_reason) {
+        let known = Known {
+            contact: contact_of(state, agent.ip),
+            counts: state.address_counts.get(&agent.ip),
+        };
+        for cells in agent_rows(agent, &overlays, known, quarantine_reason) {
             let mut cells = Vec::from(cells);
             if !has_contacts {
                 cells.drain(CONTACT_COLUMNS);
@@ -142,11 +147,18 @@ const HEADER: [&str; 10] = [
     "STATUS",
 ];
 
+/// What the master knows from the messages of an agent.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    contact: AgentContact,
+    counts: Option<&'a OverlayCounts>,
+}
+
 /// Returns the rows of an agent: one for each overlay, or one.
 fn agent_rows(
     agent: &AgentInfo,
     overlays: &[&Assignment],
-    contact: AgentContact,
+    Known { contact, counts }: Known<'_>,
     quarantine_reason: Option<&str>,
 ) -> Vec<[String; 10]> {
     let stale = if contact.is_stale { "stale, last report: " } else { "" };
@@ -164,9 +176,20 @@ fn agent_rows(
     }
     let row = |overlay: &&Assignment| {
         let Assignment { vtep, subnet, subnet6, mesos_bridge, docker_bridge, status, .. } = overlay;
-        let half = |bridge: &Option<Bridge>| {
+        let counts = counts.and_then(|counts| counts.get(overlay.name())).copied();
+        let counts = counts.unwrap_or_default();
+        let half = |bridge: &Option<Bridge>, count: Option<AddressCount>| {
             let bridge = bridge.as_ref();
-            address_pair(bridge.and_then(|half| half.subnet), bridge.and_then(|half| half.subnet6))
+            let subnets = address_pair(
+                bridge.and_then(|half| half.subnet),
+                bridge.and_then(|half| half.subnet6),
+            );
+            match count {
+                Some(AddressCount { used, free }) => {
+                    format!("{subnets} ({used} used, {free} free)")
+                }
+                None => subnets,
+            }
         };
         let status = format!("{stale}{}", status_text(status.as_ref()));
         [
@@ -177,8 +200,8 @@ fn agent_rows(
             vtep.mac.to_string(),
             overlay.name().to_string(),
             address_pair(subnet.as_ref(), subnet6.as_ref()),
-            half(mesos_bridge),
-            half(docker_bridge),
+            half(mesos_bridge, counts.mesos),
+            half(docker_bridge, counts.docker),
             status,
         ]
     };

@@ -77,6 +77,8 @@ fn master_snapshot() -> Snapshot<master::Metrics> {
                 subscribers: 4,
                 plain_subscribers: 1,
             },
+            full_halves: 4,
+            nearly_full_halves: 5,
             counters: master::Counters { early_reuses: 7, ..Default::default() },
         },
         host: HostCounters {
@@ -108,6 +110,8 @@ fn agent_snapshot() -> Snapshot<agent::Metrics> {
             peers_direct: 3,
             peers_vxlan: 4,
             probes: agent::ProbeTally { reached: 3, ..Default::default() },
+            full_halves: 1,
+            nearly_full_halves: 2,
             counters: agent::Counters { docker_cmd_failures: 2, ..Default::default() },
         },
         host: HostCounters::default(),
@@ -271,6 +275,8 @@ fn master_metrics_are_rendered() {
         "mesos_overlay_master_peers_subscribers 4",
         "mesos_overlay_master_epoch 3",
         "mesos_overlay_master_version 41",
+        "mesos_overlay_master_container_halves_full 4",
+        "mesos_overlay_master_container_halves_nearly_full 5",
         "mesos_overlay_master_early_reuses_total 7",
         "mesos_overlay_master_refused_total 5",
         "mesos_overlay_master_limit_refusals_total{limit=\"connections_per_address\"} 2",
@@ -327,6 +333,8 @@ mesos_overlay_agent_dataplane_changes_total 0
 mesos_overlay_agent_dataplane_repairs_total 0
 mesos_overlay_agent_dataplane_failures_total 0
 mesos_overlay_agent_container_network_repairs_total 0
+mesos_overlay_agent_container_halves_full 1
+mesos_overlay_agent_container_halves_nearly_full 2
 mesos_overlay_agent_leases_released_total 0
 mesos_overlay_agent_dataplane_restarts_total 0
 mesos_overlay_agent_probe_packets_sent_total 0

@@ -13,6 +13,7 @@ mod diagnosis;
 mod direct;
 mod drift;
 mod faults;
+mod headroom;
 mod hostile;
 mod interference;
 mod ipam;

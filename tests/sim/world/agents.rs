@@ -465,7 +465,9 @@ impl World {
                 self.begin_kernel_job(agent, attempt, Job::Program(desired, scope));
             }
             // The simulated network carries no packets of containers, so nothing is probed.
-            Command::Probe { .. } | Command::TestOffloads { .. } => {}
+            Command::Probe { .. }
+            | Command::TestOffloads { .. }
+            | Command::CountAddresses { .. } => {}
             // Only the final examination sends requests, and it reads the replies itself.
             Command::Reply { .. } => {}
         }

@@ -106,7 +106,7 @@ impl World {
             let info = self.ask_agent(agent, AgentRequest::Overlay);
             let health = self.ask_agent(agent, AgentRequest::Health);
             let node = &self.agents[agent];
-            let (Some(AgentReply::Overlay(info)), Some(AgentReply::Health(health))) =
+            let (Some(AgentReply::Overlay(info, _)), Some(AgentReply::Health(health))) =
                 (info, health)
             else {
                 return Err(violation(format!("agent {} does not answer", node.ip)));

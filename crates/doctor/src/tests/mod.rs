@@ -142,6 +142,7 @@ fn healthy_host() -> Observation {
         agents: vec![info.clone().into()],
         contacts: BTreeMap::new(),
         peer_failures: BTreeMap::new(),
+        address_counts: BTreeMap::new(),
         principals: BTreeMap::new(),
     };
     let settings = [

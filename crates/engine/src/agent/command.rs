@@ -6,11 +6,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use overlay_types::addr::{OverlayName, Upid};
+use overlay_types::address_usage::OverlayCounts;
 use overlay_types::container_network::ContainerNetwork;
 use overlay_types::protocol::{AgentInfo, AuthenticationChallenge, Message, RequestId};
 use overlay_types::tunnel::{Desired, ProbePacket};
 
-use super::{FoundNetworks, Health, Metrics, ProbeDetails};
+use super::{AddressDetails, FoundNetworks, Health, Metrics, ProbeDetails};
 use crate::metrics::Snapshot;
 
 /// The part of the observed state to read before the desired state is applied.
@@ -128,6 +129,15 @@ pub enum Command {
         /// The underlay address of the peer.
         peer: IpAddr,
     },
+    /// Count the addresses that containers use. The result is [`super::Event::AddressesCounted`].
+    CountAddresses {
+        /// Number of the attempt, for the result.
+        attempt: u64,
+        /// The programmed state, with the bridges of this host.
+        desired: Arc<Desired>,
+        /// Whether to ask Docker for the names of its containers, which the counts do not need.
+        with_names: bool,
+    },
     /// Remove managed CNI configurations, except those of these overlays. The result is
     /// [`super::Event::CniRemoved`].
     RetainCni(BTreeSet<OverlayName>),
@@ -185,6 +195,9 @@ impl fmt::Display for Command {
             Self::Probe { attempt, packets, .. } => {
                 write!(f, "probe {attempt}: send {} echo requests", packets.len())
             }
+            Self::CountAddresses { attempt, desired, .. } => {
+                write!(f, "count {attempt}: addresses of {} overlays", desired.spaces.len())
+            }
             Self::RetainCni(names) => write!(f, "retain {} cni configurations", names.len()),
             Self::RetainDocker(names) => write!(f, "retain {} docker networks", names.len()),
             Self::RemoveCni(names) => write!(f, "remove {} cni configurations", names.len()),
@@ -198,12 +211,14 @@ impl fmt::Display for Command {
 /// The reply to a [`super::Request`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// To [`super::Request::Overlay`].
-    Overlay(AgentInfo),
+    /// To [`super::Request::Overlay`], with the numbers of addresses of the halves.
+    Overlay(AgentInfo, OverlayCounts),
     /// To [`super::Request::Health`].
     Health(Box<Health>),
     /// To [`super::Request::Probes`].
     Probes(Box<ProbeDetails>),
+    /// To [`super::Request::Addresses`].
+    Addresses(Box<AddressDetails>),
     /// To [`super::Request::Metrics`].
     Metrics(Box<Snapshot<Metrics>>),
 }

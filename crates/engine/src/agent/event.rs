@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddrV4};
 
 use overlay_types::addr::{DeviceName, OverlayName, Upid};
+use overlay_types::address_usage::HalfAddresses;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::protocol::{
     AgentCredential, AuthenticityFault, Message, MessageKind, RequestId,
@@ -125,6 +126,13 @@ pub enum Event {
         /// What the test says, or why it was not possible.
         result: Result<OffloadVerdict, String>,
     },
+    /// The result of [`super::Command::CountAddresses`].
+    AddressesCounted {
+        /// The number of the attempt, from the command.
+        attempt: u64,
+        /// The addresses of each half that has IPv4.
+        halves: Vec<HalfAddresses>,
+    },
     /// Another process changed the host's network, possibly a managed object.
     Drifted(Scope),
     /// The result of [`super::Command::RetainDocker`]: the networks that remain, one sentence each,
@@ -204,6 +212,7 @@ impl fmt::Display for Event {
             Self::OffloadsTested { attempt, result: Err(reason) } => {
                 write!(f, "test {attempt}: offloads not tested: {reason}")
             }
+            Self::AddressesCounted { attempt, .. } => write!(f, "counted addresses: {attempt}"),
             Self::Drifted(scope) => write!(f, "drifted: {scope:?}"),
             Self::Removed(Ok(kept)) => write!(f, "removed but for {} docker networks", kept.len()),
             Self::Removed(Err(reason)) => write!(f, "no docker networks removed: {reason}"),
@@ -243,8 +252,6 @@ pub struct Programmed {
     pub gone_bridges: BTreeSet<DeviceName>,
     /// Leases of containers that are gone, which were released.
     pub leases_released: u64,
-    /// The usage of the addresses of containers. `None` if the job did not look for it.
-    pub address_usage: Option<Box<[AddressUsage]>>,
     /// Problems that do not stop containers yet, one sentence each. `None` if the job did not look
     /// for them.
     pub warnings: Option<Vec<String>>,
@@ -256,19 +263,6 @@ pub struct Programmed {
     /// Whether packets can go to peers without encapsulation. `None` if direct routing is off, or if
     /// the job did not find out.
     pub direct: Option<DirectReport>,
-}
-
-/// The IPv4 addresses that the containers of one overlay and containerizer may use on this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AddressUsage {
-    /// The overlay.
-    pub overlay: OverlayName,
-    /// The containerizer, by its network.
-    pub kind: NetworkKind,
-    /// Number of the addresses in use.
-    pub used: u64,
-    /// Number of the addresses that containers can use.
-    pub capacity: u64,
 }
 
 /// The rules of the firewall after a job.
@@ -317,7 +311,7 @@ pub enum FoundMasters {
 }
 
 /// A request over HTTP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// The assignments of all overlays, with their status.
     Overlay,
@@ -325,6 +319,17 @@ pub enum Request {
     Health,
     /// The probes of all peers, with at most this number of peers named.
     Probes(usize),
+    /// The addresses of containers.
+    Addresses(AddressQuery),
     /// The metrics of the agent.
     Metrics,
+}
+
+/// Which addresses of containers a request asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressQuery {
+    /// The overlay. `None` for all overlays.
+    pub overlay: Option<OverlayName>,
+    /// The most addresses that the reply lists. The counts are those of all addresses.
+    pub limit: usize,
 }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use overlay_types::addr::Upid;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
-use overlay_types::protocol::{AgentInfo, RejectedMessages};
+use overlay_types::protocol::{AgentInfo, RejectedMessages, RequestId};
 
 use super::authentication::Authentication;
 use super::metrics;
 use super::refusal::reassigned_vtep_problem;
 use super::view::ProblemSource;
-use super::{Agent, Condition, Health, Metrics, OverlayTally, Reply, Request, TunnelHealth};
+use super::{
+    Agent, Command, Condition, Health, Metrics, OverlayTally, Reply, Request, TunnelHealth,
+};
 use crate::metrics::{HostCounters, LogTally, Snapshot};
 use crate::state_machine::StateMachine as _;
 
@@ -48,16 +50,18 @@ pub(super) const EVERY_SENDER_PROBLEM: &str = "the master sends no peers: VXLAN 
                                                accept the UDP port of the tunnels from agents only";
 
 impl Agent {
-    pub(super) fn reply(&self, now: Now, request: Request) -> Reply {
-        match request {
-            Request::Overlay => Reply::Overlay(self.info()),
+    pub(super) fn answer(&mut self, now: Now, id: RequestId, request: Request) {
+        let reply = match request {
+            Request::Overlay => Reply::Overlay(self.info(), self.addresses.counts()),
             Request::Health => Reply::Health(Box::new(self.health(now))),
             Request::Probes(max) => {
                 let identity = |underlay| self.peers.owner(underlay);
                 Reply::Probes(Box::new(self.probes.details(max, identity)))
             }
+            Request::Addresses(query) => return self.answer_addresses(now, id, query),
             Request::Metrics => Reply::Metrics(Box::new(self.snapshot())),
-        }
+        };
+        self.commands.push_back(Command::Reply { id, reply });
     }
 
     pub(super) fn info(&self) -> AgentInfo {
@@ -73,7 +77,7 @@ impl Agent {
         Snapshot {
             metrics: self.metrics(),
             host,
-            configured: metrics::addresses(self.tunnel.address_usage()),
+            configured: metrics::addresses(&self.addresses.counts()),
             histograms: vec![self.probes.round_trips().clone()],
         }
     }

@@ -1,11 +1,12 @@
 //! The metrics of an agent.
 
 use libprocess::limits::Limit;
+use overlay_types::addr::OverlayName;
+use overlay_types::address_usage::{AddressCount, OverlayCounts};
 use overlay_types::container_network::NetworkKind;
 
-use super::event::AddressUsage;
 use super::view::{Condition, Counters, OverlayTally, ProbeTally};
-use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
+use crate::metrics::{Catalogue, Family, Kind, Metric, Series, network_label, with_host_counters};
 
 /// The values that the metrics of an agent are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +25,10 @@ pub struct Metrics {
     pub peers_vxlan: u64,
     /// The peers by the outcomes of their probes.
     pub probes: ProbeTally,
+    /// Halves of subnets without a free address for a container.
+    pub full_halves: u64,
+    /// Further halves of which at most a tenth of the addresses is free.
+    pub nearly_full_halves: u64,
     /// Whether the current master has authenticated.
     pub is_master_authenticated: bool,
     /// Events since the start.
@@ -213,6 +218,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "CNI configurations and Docker networks that another process removed or changed.",
                 |metrics| metrics.counters.container_network_repairs,
             ),
+            Metric::gauge(
+                "container_halves_full",
+                "Halves of subnets without a free address for a container.",
+                |metrics| metrics.full_halves,
+            ),
+            Metric::gauge(
+                "container_halves_nearly_full",
+                "Halves of subnets of which at most a tenth of the addresses is free.",
+                |metrics| metrics.nearly_full_halves,
+            ),
             Metric::counter(
                 "leases_released",
                 "Leases of host-local whose containers are gone, which the agent released.",
@@ -301,32 +316,29 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
 };
 
 /// Returns the usage of the addresses of containers.
-pub(super) fn addresses(usage: &[AddressUsage]) -> Vec<Family> {
-    let family = |name, help, value: fn(&AddressUsage) -> u64| {
-        let series = |usage: &AddressUsage| {
-            let network = match usage.kind {
-                NetworkKind::Cni => "cni",
-                NetworkKind::Docker => "docker",
-            };
-            let overlay = usage.overlay.to_string();
-            let labels = vec![("overlay", overlay), ("network", network.to_owned())];
-            Series { labels, value: value(usage) }
+pub(super) fn addresses(counts: &OverlayCounts) -> Vec<Family> {
+    let halves =
+        || counts.iter().flat_map(|(name, counts)| counts.known().map(move |it| (name, it)));
+    let family = |name, help, value: fn(AddressCount) -> u32| {
+        let series = |(overlay, (kind, count)): (&OverlayName, (NetworkKind, AddressCount))| {
+            let labels = vec![("overlay", overlay.to_string()), ("network", network_label(kind))];
+            Series { labels, value: value(count).into() }
         };
-        Family { name, kind: Kind::Gauge, help, series: usage.iter().map(series).collect() }
+        Family { name, kind: Kind::Gauge, help, series: halves().map(series).collect() }
     };
-    if usage.is_empty() {
+    if halves().next().is_none() {
         return Vec::new();
     }
     vec![
         family(
             "container_addresses_used",
             "IPv4 addresses of containers: leases of host-local, or containers at Docker's bridge.",
-            |usage| usage.used,
+            |count| count.used,
         ),
         family(
             "container_addresses_free",
             "IPv4 addresses that this host has left for containers.",
-            |usage| usage.capacity.saturating_sub(usage.used),
+            |count| count.free,
         ),
     ]
 }

@@ -3,6 +3,7 @@
 //!
 //! A pure state machine: no IO, no clock, no randomness of its own.
 
+mod addresses;
 mod assigned;
 mod authentication;
 #[cfg(test)]
@@ -46,6 +47,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use overlay_types::addr::Upid;
+use overlay_types::address_usage::FillLevel;
 use overlay_types::clock::Now;
 use overlay_types::container_network::NetworkKind;
 use overlay_types::mutation::Mutation;
@@ -57,13 +59,15 @@ use overlay_types::warnings::Severity;
 
 use crate::metrics::Catalogue;
 use crate::state_machine::{Degrade as _, StateMachine, should_log_sample};
+use addresses::Addresses;
+pub use addresses::{AddressDetail, AddressDetails, HalfDetails, OverlayDetails};
 use authentication::Authentication;
 use cni_gc::CniGc;
 pub use command::{Command, Reply, Scope};
 use direct::Direct;
 use docker_gc::DockerGc;
 pub use event::{
-    AddressUsage, Event, FirewallState, FoundMasters, NetworkDetails, Programmed, Request,
+    AddressQuery, Event, FirewallState, FoundMasters, NetworkDetails, Programmed, Request,
 };
 use health::{UNANSWERED_MAX, unanswered_problem};
 use masters::Masters;
@@ -110,6 +114,7 @@ pub struct Agent {
     peers: Peers,
     probes: Probes,
     offloads: Offloads,
+    addresses: Addresses,
     direct: Direct,
     masters: Masters,
     /// Whether a master has sent an assignment since the start of this agent.
@@ -149,6 +154,7 @@ impl Agent {
             peers: Peers::new(OwnAddresses { ip, underlay: settings.options.underlay }),
             probes: Probes::new(settings.probe_rate),
             offloads: Offloads::new(settings.tunnel.programs && settings.repair_offloads),
+            addresses: Addresses::default(),
             masters: Masters::default(),
             authentication: settings.authentication.as_ref().map(Authentication::new),
             direct: Direct::new(settings.direct_routing, settings.direct_link.clone()),
@@ -232,6 +238,9 @@ impl StateMachine for Agent {
                     self.program(now, Scope::Change);
                 }
             }
+            Event::AddressesCounted { attempt, halves } => {
+                self.finish_count(now, attempt, halves);
+            }
             Event::Drifted(scope) => self.tunnel.handle_drift(now, scope),
             Event::Removed(result) => {
                 self.docker_gc.finish_removal(now, result, self.settings.verify_interval);
@@ -246,10 +255,7 @@ impl StateMachine for Agent {
             }
             Event::FoundVteps(vteps) => self.found_vteps(vteps),
             Event::OwnAddress(problem) => self.set_address_problem(now, problem),
-            Event::Request(id, request) => {
-                let reply = self.reply(now, request);
-                self.commands.push_back(Command::Reply { id, reply });
-            }
+            Event::Request(id, request) => self.answer(now, id, request),
         }
         self.run_due(now);
     }
@@ -268,6 +274,7 @@ impl StateMachine for Agent {
             self.peers.due(),
             self.probes.next_due(),
             self.offloads.next_due(),
+            self.addresses.next_due(),
             self.direct.next_due(),
             self.probes.report_due().filter(|_| self.registration.is_acknowledged()),
         ];
@@ -304,6 +311,8 @@ impl StateMachine for Agent {
             peers_direct,
             peers_vxlan,
             probes,
+            full_halves: self.addresses.count_at(FillLevel::Full),
+            nearly_full_halves: self.addresses.count_at(FillLevel::NearlyFull),
             is_master_authenticated,
             counters,
         }
@@ -430,7 +439,9 @@ impl Agent {
         {
             self.counters.request_peers_messages_sent += 1;
             let (form, version) = (UpdateForm::Compact, ProgramVersion::current());
-            let message = Message::RequestPeers(PeersRequest { have, form, version });
+            let address_counts = self.addresses.report();
+            let request = PeersRequest { have, form, version, address_counts };
+            let message = Message::RequestPeers(request);
             self.commands.push_back(Command::Send { to: master.clone(), message });
         }
         self.update_accepted_senders(now);
@@ -443,6 +454,9 @@ impl Agent {
         self.commands.extend(self.probes.take_due(now, &mut self.random));
         let programmed = self.tunnel.programmed();
         self.commands.extend(self.offloads.take_due(now, programmed, &mut self.random));
+        let programmed = self.tunnel.programmed();
+        self.commands.extend(self.addresses.take_due(now, programmed));
+        self.commands.extend(self.addresses.take_replies(now));
         if self.registration.is_acknowledged()
             && let Some(master) = self.registration.master()
             && let Some(failures) = self.probes.take_report(now, |peer| self.peers.owner(peer))

@@ -88,6 +88,13 @@ impl Peers {
         self.due = Some(now.elapsed);
     }
 
+    /// Makes the next request due now, unless the agent waits for an answer or for a master.
+    pub(super) fn renew(&mut self, now: Now) {
+        if self.unanswered == 0 && self.due.is_some() {
+            self.due = Some(now.elapsed);
+        }
+    }
+
     /// Stops requests, because the master has changed. The new master answers only registered
     /// agents.
     pub(super) const fn stop_requests(&mut self) {

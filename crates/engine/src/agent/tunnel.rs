@@ -16,7 +16,7 @@ use overlay_types::protocol::Status;
 use overlay_types::tunnel::{Desired, Fault, FaultScope};
 
 use super::command::{Command, Scope};
-use super::event::{AddressUsage, FirewallState, Programmed};
+use super::event::{FirewallState, Programmed};
 use super::view::{DirectHealth, TunnelHealth};
 use super::{Context, Counters};
 
@@ -101,8 +101,6 @@ pub(super) struct Tunnel {
     loss_due: Option<Duration>,
     /// Number of peers that were left out, as a whole or in part.
     peers_left_out: usize,
-    /// The last known usage of the addresses of containers.
-    address_usage: Vec<AddressUsage>,
     /// The warnings of the last program job that looked for them.
     warnings: Vec<String>,
     /// Collisions of overlays that are in use.
@@ -166,7 +164,6 @@ impl Tunnel {
             possible_causes: Vec::new(),
             loss_due: None,
             peers_left_out: 0,
-            address_usage: Vec::new(),
             warnings: Vec::new(),
             late_collisions: BTreeSet::new(),
             container_problems: Vec::new(),
@@ -344,7 +341,7 @@ impl Tunnel {
         &mut self,
         context: &mut Context<'_>,
         attempt: u64,
-        mut result: Programmed,
+        result: Programmed,
         counters: &mut Counters,
     ) -> Option<BTreeMap<OverlayName, Status>> {
         let Running { job: Job::Program { scope, desired }, since, .. } = self.end_job(attempt)?
@@ -354,9 +351,6 @@ impl Tunnel {
         let now = context.now;
         counters.dataplane_changes += result.changes;
         counters.leases_released += result.leases_released;
-        if let Some(usage) = result.address_usage.take() {
-            self.address_usage = usage.into_vec();
-        }
         let was_programmed =
             self.programmed.as_ref().is_some_and(|programmed| Arc::ptr_eq(programmed, &desired));
         let has_changed = result.changes > 0;
@@ -493,11 +487,6 @@ impl Tunnel {
     /// Returns the desired state of the last program job.
     pub(super) const fn programmed(&self) -> Option<&Arc<Desired>> {
         self.programmed.as_ref()
-    }
-
-    /// Returns the last known usage of the addresses of containers.
-    pub(super) fn address_usage(&self) -> &[AddressUsage] {
-        &self.address_usage
     }
 
     /// Returns the number of peers that the agent left out, as a whole or in part.

@@ -652,7 +652,7 @@ fn request_to_new_master_has_current_digest() {
     let digest = table(7, &[1, 2, 5]).digest;
     let have = PeerTableVersion { epoch: 1, version: 7, digest };
     let (form, version) = (UpdateForm::Compact, ProgramVersion::current());
-    let have = Message::RequestPeers(PeersRequest { have, form, version });
+    let have = Message::RequestPeers(PeersRequest { have, form, version, ..Default::default() });
     let to: Upid = from.parse().unwrap();
     assert!(sent.contains(&Command::Send { to, message: have }), "{sent:?}");
 }

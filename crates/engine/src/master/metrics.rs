@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use libprocess::limits::Limit;
+use overlay_types::addr::OverlayName;
+use overlay_types::container_network::NetworkKind;
 
-use super::registry::RequestedAgent;
+use super::registry::{HalvesTally, RequestedAgent};
 use super::view::{AgentTally, AuthenticationTally, Condition, Counters, PeersTally, PoolUsage};
-use crate::metrics::{Catalogue, Family, Kind, Metric, Series, with_host_counters};
+use crate::metrics::{Catalogue, Family, Kind, Metric, Series, network_label, with_host_counters};
 
 /// The values that the metrics of a master are read from. Their number does not depend on the size
 /// of the cluster.
@@ -27,6 +29,10 @@ pub struct Metrics {
     pub oldest_contact: u64,
     /// The table of peers and its subscribers.
     pub peers: PeersTally,
+    /// Halves of subnets of agents without a free address for a container.
+    pub full_halves: u64,
+    /// Further halves of which at most a tenth of the addresses is free.
+    pub nearly_full_halves: u64,
     /// Events since the start.
     pub counters: Counters,
 }
@@ -259,6 +265,16 @@ pub(super) const CATALOGUE: Catalogue<Metrics> = Catalogue {
                 "Registrations refused for an underlay address that cannot be the agent's own.",
                 |metrics| metrics.counters.registrations_refused,
             ),
+            Metric::gauge(
+                "container_halves_full",
+                "Halves of subnets of agents, without a free address for a container.",
+                |metrics| metrics.full_halves,
+            ),
+            Metric::gauge(
+                "container_halves_nearly_full",
+                "Halves of subnets of agents, of which at most a tenth of the addresses is free.",
+                |metrics| metrics.nearly_full_halves,
+            ),
             Metric::counter(
                 "early_reuses",
                 "Addresses allocated to another agent before their cooldown (reuse_after) ended.",
@@ -298,6 +314,40 @@ pub(super) fn silent_agents(silent: &[u64; SILENCES.len()], unseen: u64) -> Vec<
             help: "Agents that sent no message since the election of this master.",
             series: vec![Series { labels: Vec::new(), value: unseen }],
         },
+    ]
+}
+
+/// Returns the usage of the addresses of containers, summed over all agents.
+pub(super) fn halves<'a>(
+    tallies: impl Iterator<Item = (&'a OverlayName, NetworkKind, &'a HalvesTally)>,
+) -> Vec<Family> {
+    let tallies: Vec<_> = tallies.collect();
+    if tallies.is_empty() {
+        return Vec::new();
+    }
+    let family = |name, help, value: fn(&HalvesTally) -> u64| {
+        let series = |(overlay, kind, tally): &(&OverlayName, NetworkKind, &HalvesTally)| Series {
+            labels: vec![("overlay", overlay.to_string()), ("network", network_label(*kind))],
+            value: value(tally),
+        };
+        Family { name, kind: Kind::Gauge, help, series: tallies.iter().map(series).collect() }
+    };
+    vec![
+        family(
+            "container_addresses_used",
+            "IPv4 addresses that containers have, as all agents report.",
+            |tally| tally.used,
+        ),
+        family(
+            "container_addresses_free",
+            "IPv4 addresses that agents have left for containers.",
+            |tally| tally.free,
+        ),
+        family(
+            "container_addresses_max_percent",
+            "Used addresses of the agent that has the fewest left, in percent of all.",
+            HalvesTally::max_percent,
+        ),
     ]
 }
 

@@ -275,6 +275,10 @@ impl StateMachine for Master {
     }
 
     fn metrics(&self) -> Metrics {
+        let (full_halves, nearly_full_halves) = match &self.phase {
+            Phase::Leading(leading) => leading.filled_halves(),
+            Phase::Standby(_) | Phase::Recovering(_) => (0, 0),
+        };
         let (epoch, version, agents, peers, oldest_contact, authentication) = match &self.phase {
             Phase::Standby(_) | Phase::Recovering(_) => Default::default(),
             Phase::Leading(leading) => {
@@ -293,6 +297,8 @@ impl StateMachine for Master {
             authentication,
             oldest_contact,
             peers,
+            full_halves,
+            nearly_full_halves,
             counters: self.outbox.counters.clone(),
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use overlay_types::addr::Upid;
 use overlay_types::mutation::Mutation;
-use overlay_types::protocol::{PeerInfo, PeersRequest, PeersUpdate, UpdateForm, peer_digest};
+use overlay_types::protocol::{PeerInfo, PeerTableVersion, PeersUpdate, UpdateForm, peer_digest};
 use overlay_types::state::Version;
 use overlay_types::text::count_and_list;
 
@@ -229,7 +229,7 @@ impl Peers {
     pub(super) fn subscribe(
         &mut self,
         from: Upid,
-        PeersRequest { have, form, .. }: PeersRequest,
+        (have, form): (PeerTableVersion, UpdateForm),
         elapsed: Duration,
         (latest, durable): (Version, Version),
     ) -> Option<(Gated<EncodedUpdate>, usize)> {

@@ -20,8 +20,7 @@ pub use error::CniError;
 pub use lease_directory::{Lease, LeaseFiles};
 pub use leases::{Leases, ProbeLease};
 pub use stale_leases::{
-    ContainerEvidence, Doubt, LeaseState, LockedLeases, StaleLeases, container_capacity,
-    is_nearly_full, nearly_full,
+    ContainerEvidence, Doubt, LeaseState, LockedLeases, StaleLeases, is_nearly_full, nearly_full,
 };
 
 /// The plugins that our configurations name by default, without the port mapper of Mesos.

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
 use overlay_types::addr::{DeviceName, OverlayName, Subnet};
+use overlay_types::address_usage::container_capacity;
 
 use super::error::CniError;
 use super::lease_directory::{FileIdentity, Lease, LeaseDirectory, LeaseFiles};
@@ -348,15 +349,6 @@ pub const fn is_nearly_full(capacity: u128, used: u128) -> bool {
     capacity >= CAPACITY_MIN && capacity.saturating_sub(used) * FREE_DIVISOR <= capacity
 }
 
-/// Returns the number of addresses of a bridge's subnet that containers can use.
-#[must_use]
-pub fn container_capacity(subnet: &Subnet) -> u128 {
-    /// The addresses of the network, of broadcasts and of the bridge.
-    const OTHERS: u128 = 3;
-    let last = subnet.offset_of(subnet.last()).unwrap_or_default();
-    (last + 1).saturating_sub(OTHERS)
-}
-
 /// Describes a range of addresses that is nearly full. `connected` is the number of ports of
 /// containers.
 #[must_use]
@@ -374,8 +366,8 @@ pub fn nearly_full(
         format!(
             "overlay {overlay}: host-local has leased {used} of {capacity} addresses of {subnet}, \
              and {connected} containers are connected: without a free address no container starts: \
-             run fewer containers of this overlay on this host, or give the overlay a shorter \
-             prefix at the master"
+             run fewer containers of this overlay on this host, or add an overlay with a shorter \
+             prefix at the master for new containers"
         )
     })
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::{Network, Overlay, PeerFailures, Principal, ProgramVersion};
 use crate::addr::{DeviceName, InterfaceAddress, Mac, Mtu, OverlayName, Subnet, Vni};
+use crate::address_usage::OverlayCounts;
 use crate::escape::{CUT, bounded_line};
 
 /// The VTEP of an agent.
@@ -158,6 +159,8 @@ pub struct State {
     pub contacts: BTreeMap<Ipv4Addr, AgentContact>,
     /// The peers that agents do not reach. An agent that reaches all of them has no entry.
     pub peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
+    /// The numbers of addresses of containers, of the agents that have reported them.
+    pub address_counts: BTreeMap<Ipv4Addr, OverlayCounts>,
     /// The principals of the agents that have authenticated.
     pub principals: BTreeMap<Ipv4Addr, Principal>,
 }

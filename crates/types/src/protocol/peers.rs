@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::ProgramVersion;
+use crate::address_usage::OverlayCounts;
 use crate::tunnel::Peer;
 
 /// Identifies the peer table of an agent. The default means that the agent has no table.
@@ -18,7 +19,7 @@ pub struct PeerTableVersion {
 }
 
 /// The request of an agent for its peers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeersRequest {
     /// The table that the agent has.
     pub have: PeerTableVersion,
@@ -27,6 +28,16 @@ pub struct PeersRequest {
     pub form: UpdateForm,
     /// The version of the agent. Agents of former versions leave it unset.
     pub version: Option<ProgramVersion>,
+    /// The numbers of addresses of containers, as far as they are known. The request is the message
+    /// that an agent sends at an interval, so they need no message of their own. Agents of former
+    /// versions leave them unset.
+    pub address_counts: OverlayCounts,
+}
+
+impl PeersRequest {
+    /// Maximum number of overlays with numbers of addresses, so that masters of former versions
+    /// accept the length of the message. The fullest overlays are sent.
+    pub const COUNTS_MAX: usize = 64;
 }
 
 /// The form of an update on the wire. Both forms have the same content.

@@ -173,8 +173,11 @@ impl Leading {
         }
         self.registry.record_contact(&from, now, true);
         self.registry.record_version(*from.address.ip(), request.version);
+        self.registry.record_address_counts(*from.address.ip(), request.address_counts);
+        let (have, form) = (request.have, request.form);
         let (latest, durable) = (self.writer.latest_version(), self.writer.durable());
-        let answer = self.peers.subscribe(from.clone(), request, now.elapsed, (latest, durable));
+        let answer =
+            self.peers.subscribe(from.clone(), (have, form), now.elapsed, (latest, durable));
         if let Some((update, bytes)) = answer {
             out.counters.update_peers_messages_sent += 1;
             out.counters.update_peers_bytes_sent += bytes as u64;
@@ -337,6 +340,14 @@ impl Leading {
         self.registry.tally()
     }
 
+    /// Returns the numbers of halves that are full, and that are nearly full.
+    pub(in crate::master) fn filled_halves(&self) -> (u64, u64) {
+        let tallies = self.registry.halves_tallies();
+        tallies.fold((0, 0), |(full, nearly), (.., tally)| {
+            (full + tally.full, nearly + tally.nearly_full)
+        })
+    }
+
     pub(in crate::master) fn peers_tally(&self) -> PeersTally {
         self.peers.tally()
     }
@@ -345,6 +356,7 @@ impl Leading {
     pub(in crate::master) fn configured_metrics(&self, agents: &[Ipv4Addr]) -> Vec<Family> {
         let (silent, unseen) = self.registry.count_silent(&metrics::SILENCES);
         let mut families = metrics::pools(&self.registry.usage());
+        families.extend(metrics::halves(self.registry.halves_tallies()));
         families.extend(metrics::silent_agents(&silent, unseen));
         families.extend(metrics::agents(&self.registry.requested_agents(agents)));
         families

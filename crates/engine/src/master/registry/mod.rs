@@ -4,6 +4,7 @@
 //! Addresses leave the registry only behind a gate: see [`Gated`].
 
 mod address_changes;
+mod address_counts;
 mod address_pools;
 mod agents;
 mod allocation;
@@ -36,6 +37,8 @@ use overlay_types::tunnel::{DirectPeer, Peer};
 
 use super::gate::Gated;
 use super::view::{AgentTally, PoolUsage, ReleaseOutcome, ReleaseResult};
+use address_counts::AddressCounts;
+pub(super) use address_counts::HalvesTally;
 use address_pools::AddressPools;
 use agents::{ActiveAgent, AgentState, Agents, QuarantinedAgent, UnservedParts, ValidFrom};
 use contacts::Contacts;
@@ -62,6 +65,7 @@ pub(super) struct Registry {
     contacts: Contacts,
     /// The peers that agents do not reach, by the reporting agent.
     peer_failures: BTreeMap<Ipv4Addr, PeerFailures>,
+    address_counts: AddressCounts,
     /// Agents inserted, changed or removed since the last call of [`Self::take_changed_peers`],
     /// with the version that has the change.
     changed: BTreeMap<Ipv4Addr, Version>,
@@ -171,6 +175,7 @@ impl Registry {
             shortages: Shortages::default(),
             contacts: Contacts::default(),
             peer_failures: BTreeMap::new(),
+            address_counts: AddressCounts::default(),
             changed: BTreeMap::new(),
             needs_rebuild: false,
         }
@@ -330,6 +335,7 @@ impl Registry {
     ) -> Option<(RecordChange, Addresses)> {
         self.contacts.remove(ip);
         self.peer_failures.remove(&ip);
+        self.forget_address_counts(ip);
         self.forget_refusal(ip);
         // The release may end a conflict with another agent.
         self.needs_rebuild |= self.has_conflicts() && self.agents.is_known(ip);
@@ -445,6 +451,7 @@ impl Registry {
             agents: agents.collect(),
             contacts: self.contact_times(),
             peer_failures: self.shown_peer_failures(),
+            address_counts: self.shown_address_counts(),
             principals: self.principals(),
         };
         Gated::new(state, valid_from)

@@ -559,6 +559,7 @@ impl Registry {
         self.carry_over_refusals(before);
         self.restore_contacts(before.contacts.clone());
         self.peer_failures.clone_from(&before.peer_failures);
+        self.address_counts.clone_from(&before.address_counts);
         let network = Arc::clone(&self.network);
         self.shortages = before.shortages.of_pools(|pool| match pool {
             Pool::Overlay(name, family) => {

@@ -145,6 +145,7 @@ impl Registry {
         }
         for ip in &due.stale {
             self.agents.set_stale(*ip, true);
+            self.forget_address_counts(*ip);
         }
         for ip in &due.returned {
             self.agents.set_stale(*ip, false);
@@ -160,6 +161,7 @@ impl Registry {
         let stale = self.contacts.exited(address, elapsed);
         if let Some(ip) = stale.filter(|_| !Mutation::IgnoreSilence.is_on()) {
             self.agents.set_stale(ip, true);
+            self.forget_address_counts(ip);
             log::warn!("{}", stale_sentence(&[ip], 1, |ip| self.seen_at(ip)));
         }
     }

@@ -1,6 +1,7 @@
 //! Tests of the whole master: events, and the exact commands that follow. The store is a map that
 //! the tests can make fail.
 
+mod address_counts;
 mod allocations;
 mod authentication;
 mod configuration;
