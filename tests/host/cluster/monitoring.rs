@@ -129,6 +129,8 @@ fn queries_of_dashboard_and_alerts_work_on_real_cluster() {
     let prometheus = Prometheus::start(&cluster);
     // Each agent knows the lease of its container, and probes reach the bridge of the other agent.
     prometheus.wait_for_result("sum(mesos_overlay_agent_container_addresses_used) >= 2");
+    // The agents report the addresses of containers within a minute.
+    prometheus.wait_for_result("sum(mesos_overlay_master_container_addresses_free) > 0");
     prometheus.wait_for_result("min(mesos_overlay_agent_probe_peers_reached) >= 1");
     let range = format!("min(count_over_time(mesos_overlay_agent_peers[{RATE_INTERVAL}])) >= 10");
     prometheus.wait_for_result(&range);
