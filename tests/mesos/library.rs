@@ -135,6 +135,8 @@ fn compile(name: &str, more_flags: &str) -> PathBuf {
     command.arg("-L").arg(&libraries).arg("-L").arg(bundled.join("lib"));
     // libmesos contains libprocess, glog and protobuf, or depends on their libraries.
     command.arg(format!("-Wl,--copy-dt-needed-entries,-rpath,{}", libraries.display()));
+    // The host program itself uses libprocess only, but the modules also need libmesos.
+    command.arg("-Wl,--no-as-needed");
     let exists = |name: &&str| libraries.join(format!("lib{name}.so")).exists();
     let libraries = LIBRARIES.into_iter().filter(exists).chain(["dl", "pthread"]);
     command.args(libraries.map(|name| format!("-l{name}")));
