@@ -10,7 +10,7 @@ use overlay_cni::request::Attachment;
 use overlay_linux::cni::Lease;
 use overlay_linux::dataplane::{ContainerNamespace, HostSide, NamespaceError};
 
-use crate::{failure, leases, ports};
+use crate::{failure, leases, ports, removal};
 
 /// Detaches a container: first its port mappings and its interface, then its leases. So no address
 /// has two owners.
@@ -29,7 +29,7 @@ pub(crate) fn run(
     }
     let names = PortNames::new(&config.name, attachment)?;
     let mut host = HostSide::open().map_err(|error| failure::io(&error))?;
-    let is_removed = host.remove_port(&names.device).map_err(|error| failure::io(&error))?;
+    let is_removed = removal::remove_port(&mut host, &names.device)?;
     if let Some(namespace) = namespace.filter(|_| !is_removed && !leases.is_empty()) {
         remove_former_interface(attachment, namespace, &leases)?;
     }

@@ -9,6 +9,7 @@ mod failure;
 mod gc;
 mod leases;
 mod ports;
+mod removal;
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
