@@ -54,7 +54,13 @@ impl Mesos {
         let name = "com_mesosphere_mesos_MasterOverlayHelper";
         let module = json!({"name": name, "parameters": parameters});
         let modules = json!({"libraries": [{"file": self.library, "modules": [module]}]});
-        let mut command = Command::new(self.prefix.join("sbin/mesos-master"));
+        // Automake installs the daemons in `sbin`, CMake in `bin`.
+        let programs = ["sbin", "bin"].map(|directory| self.prefix.join(directory));
+        let mut programs = programs.into_iter().map(|directory| directory.join("mesos-master"));
+        let program = programs.find(|program| program.exists()).ok_or_else(|| {
+            format!("mesos-master: neither in sbin nor in bin of {}", self.prefix.display())
+        })?;
+        let mut command = Command::new(program);
         command
             .args([format!("--ip={}", address.ip()), format!("--hostname={}", address.ip())])
             .args([format!("--port={}", address.port()), format!("--modules={modules}")])

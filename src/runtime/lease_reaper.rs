@@ -66,13 +66,17 @@ impl LeaseReaper {
         report
     }
 
-    /// Removes the port mappings of released leases, which a container without DEL leaves.
-    fn remove_port_mappings(&mut self, space: &OverlaySubnets, released: &[Lease]) {
-        let addresses = released.iter().map(|lease| lease.address).collect();
-        if let Err(error) = firewall::unmap_ports(&addresses) {
+    /// Removes the port mappings of stale leases, which a container without DEL leaves. Returns
+    /// whether they are gone: otherwise the leases stay, since a port would lead to the next
+    /// container with the address.
+    fn remove_port_mappings(&mut self, space: &OverlaySubnets, stale: &[Lease]) -> bool {
+        let addresses = stale.iter().map(|lease| lease.address).collect();
+        let removed = firewall::unmap_ports(&addresses);
+        if let Err(error) = &removed {
             let overlay = &space.overlay;
             self.log_error(&format!("overlay {overlay}: remove stale port mappings: {error}"));
         }
+        removed.is_ok()
     }
 
     fn log_error(&mut self, problem: &str) {
@@ -116,13 +120,13 @@ impl LeaseReaper {
         let leases = locked.list()?;
         let evidence = ContainerEvidence::new(dataplane.container_ports(true)?, bridge);
         let stale = self.stale.find(&space.overlay, &leases, &evidence, self.start.elapsed())?;
+        if stale.is_empty() || !self.remove_port_mappings(space, &stale) {
+            return Ok(0);
+        }
         for lease in &stale {
             locked.release(lease)?;
         }
-        if !stale.is_empty() {
-            self.remove_port_mappings(space, &stale);
-            log::warn!("overlay {}: released {}", space.overlay, describe(&stale));
-        }
+        log::warn!("overlay {}: released {}", space.overlay, describe(&stale));
         Ok(stale.len() as u64)
     }
 }

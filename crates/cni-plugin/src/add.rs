@@ -155,9 +155,11 @@ impl Add<'_> {
             Ok(result)
         });
         if attached.is_err() {
-            // The error of the attachment tells more than that of its removal.
-            let _ = self.remove_port();
-            let _ = leases::undo(self.config, self.attachment, &acquired);
+            // The error of the attachment tells more than that of its removal. A container that
+            // keeps its interface keeps its leases.
+            if self.remove_port().is_ok() {
+                let _ = leases::undo(self.config, self.attachment, &acquired);
+            }
         }
         attached
     }

@@ -47,7 +47,11 @@ fn remove_former_interface(
         Ok(container) => container,
         // The container has ended, and with it its interfaces. Its process may have a successor in
         // the namespace of the host.
-        Err(NamespaceError::Missing(_) | NamespaceError::OfHost(_)) => return Ok(()),
+        Err(
+            NamespaceError::Missing(_)
+            | NamespaceError::OfHost(_)
+            | NamespaceError::NotANamespace(_),
+        ) => return Ok(()),
         Err(error) => return Err(failure::of_namespace(&error)),
     };
     let interfaces = container.interfaces().map_err(|error| failure::io(&error))?;

@@ -14,7 +14,9 @@ pub(crate) fn io(error: &dyn Display) -> PluginError {
 pub(crate) fn of_namespace(error: &NamespaceError) -> PluginError {
     let code = match error {
         NamespaceError::Missing(_) => ErrorCode::UnknownContainer,
-        NamespaceError::OfHost(_) => ErrorCode::InvalidEnvironment,
+        NamespaceError::OfHost(_) | NamespaceError::NotANamespace(_) => {
+            ErrorCode::InvalidEnvironment
+        }
         NamespaceError::Io(..) => ErrorCode::Io,
     };
     PluginError::new(code, error.to_string())

@@ -12,7 +12,7 @@ use overlay_linux::cni::{ContainerEvidence, Lease, LeaseFiles, Leases, LockedLea
 use overlay_linux::dataplane::Dataplane;
 use overlay_types::addr::InterfaceAddress;
 
-use crate::failure;
+use crate::{failure, ports};
 
 /// Reads what the host shows about containers. It takes time, so it runs only if a range is full.
 pub(crate) type ReadEvidence<'a> = &'a dyn Fn() -> Result<ContainerEvidence, PluginError>;
@@ -136,6 +136,7 @@ impl Allocator<'_> {
         let stale = StaleLeases::default()
             .find(&self.config.name, &leases, &evidence, Duration::ZERO)
             .map_err(|error| failure::io(&error))?;
+        ports::unmap(&stale)?;
         stale
             .iter()
             .try_for_each(|lease| self.locked.release(lease))
@@ -156,7 +157,13 @@ pub(crate) fn undo(
     attachment: &Attachment,
     acquired: &Acquired,
 ) -> Result<(), PluginError> {
-    release_locked(&lock(config)?, attachment, &acquired.new)
+    let locked = lock(config)?;
+    let files = read(&locked)?;
+    let own = owned(&files, attachment).filter(|it| acquired.new.contains(&it.address));
+    let own: Vec<Lease> = own.cloned().collect();
+    // Ports may have been mapped before the failure, to the addresses of one family.
+    ports::unmap(&own)?;
+    release_locked(&locked, attachment, &acquired.new)
 }
 
 fn release_locked(

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use overlay_linux::cni::{LeaseFiles, LeaseState, Leases, LockedLeases};
 use overlay_linux::dataplane::Dataplane;
+use overlay_linux::firewall;
 use overlay_types::addr::OverlayName;
 
 use super::check::{Problem, ProblemKind, Repair};
@@ -68,6 +69,9 @@ fn release_overlay(
         }
         if state != LeaseState::Leaked {
             failed.push((lease.address, "the address may be in use now".to_owned()));
+        } else if let Err(error) = firewall::unmap_ports(&BTreeSet::from([lease.address])) {
+            // A port of the host would lead to the next container with the address.
+            failed.push((lease.address, error.to_string()));
         } else if let Err(error) = locked.release(lease) {
             failed.push((lease.address, error.to_string()));
         }

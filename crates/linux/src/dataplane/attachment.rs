@@ -299,6 +299,9 @@ pub enum NamespaceError {
     /// The container has the network namespace of the host.
     #[error("{} is the network namespace of the host itself", .0.display())]
     OfHost(PathBuf),
+    /// The file is no network namespace. Such a file is left where one was mounted.
+    #[error("{} is no network namespace", .0.display())]
+    NotANamespace(PathBuf),
     /// The system refused.
     #[error("enter network namespace {}: {}", .0.display(), .1)]
     Io(PathBuf, #[source] io::Error),
@@ -362,7 +365,10 @@ impl ContainerNamespace {
             return Err(NamespaceError::OfHost(path.to_owned()));
         }
         let opened = in_namespace(&file, || Netlink::open(NETLINK_ROUTE));
-        let netlink = opened.flatten().map_err(failed)?;
+        let netlink = opened.flatten().map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) => NamespaceError::NotANamespace(path.to_owned()),
+            _ => failed(error),
+        })?;
         Ok(Self { file, netlink })
     }
 

@@ -52,6 +52,20 @@ pub(super) fn map(
     Ok(())
 }
 
+/// Returns whether there is a mapping to one of the addresses.
+pub(super) fn has_mappings(
+    tools: &dyn Tools,
+    addresses: &BTreeSet<IpAddr>,
+) -> Result<bool, FirewallError> {
+    for family in FAMILIES {
+        let found = read(tools, family)?.mapped;
+        if found.iter().any(|mapped| addresses.contains(&mapped.address)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Removes all mappings to the addresses. The caller has the lock.
 pub(super) fn unmap(tools: &dyn Tools, addresses: &BTreeSet<IpAddr>) -> Result<(), FirewallError> {
     for family in FAMILIES {

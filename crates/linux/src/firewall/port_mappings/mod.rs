@@ -11,6 +11,8 @@ mod nft;
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use overlay_types::addr::DeviceName;
 use overlay_types::port_mapping::{PortMapping, PortProtocol};
@@ -25,6 +27,9 @@ use super::command::{FirewallError, SystemTools, Tools};
 /// transaction that could refuse a second mapping of a port. Each network namespace has its own
 /// rules, and this file is another one in each.
 const LOCK: &str = "/proc/self/ns/net";
+/// Interval and number of the attempts to lock: 10 s, in which many containers can be attached.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+const LOCK_TRIES: u32 = 500;
 
 /// Why ports cannot be mapped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -160,7 +165,7 @@ pub fn unmap_ports(addresses: &BTreeSet<IpAddr>) -> Result<(), PortMappingError>
 
 fn unmap(tools: &dyn Tools, addresses: &BTreeSet<IpAddr>) -> Result<(), PortMappingError> {
     nft::unmap(tools, addresses)?;
-    if ipt::is_installed(tools) {
+    if ipt::is_installed(tools) && ipt::has_mappings(tools, addresses)? {
         let _lock = lock()?;
         ipt::unmap(tools, addresses)?;
     }
@@ -195,18 +200,21 @@ fn remove_all(tools: &dyn Tools) -> Result<(), FirewallError> {
     ipt::remove_all(tools)
 }
 
-/// Waits for the lock of the mappings of this host.
+/// Waits for the lock of the mappings of this host. Every user of the host can hold this lock, so
+/// the wait is bounded.
+#[expect(clippy::disallowed_methods, reason = "the callers wait for programs as well")]
 fn lock() -> Result<File, PortMappingError> {
     let failed =
         |error: &dyn std::fmt::Display| PortMappingError::Listing(format!("lock {LOCK}: {error}"));
     let file = File::open(LOCK).map_err(|error| failed(&error))?;
-    loop {
-        match flock(&file, FlockOperation::LockExclusive) {
+    for _ in 0..LOCK_TRIES {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(file),
-            Err(Errno::INTR) => {}
+            Err(Errno::INTR | Errno::WOULDBLOCK) => thread::sleep(LOCK_INTERVAL),
             Err(error) => return Err(failed(&error)),
         }
     }
+    Err(failed(&"another process holds the lock: see 'lslocks' for its number"))
 }
 
 #[cfg(test)]
