@@ -44,13 +44,14 @@ pub(crate) fn unmap(leases: &[Lease]) -> Result<(), PluginError> {
 
 fn failed(error: &PortMappingError) -> PluginError {
     let details = match error {
-        PortMappingError::Taken { .. } => Some("map another port of the host"),
-        PortMappingError::NoProgram => Some("install nftables"),
-        PortMappingError::Listing(_) | PortMappingError::Firewall(_) => None,
+        PortMappingError::Taken { .. } => "map another port of the host",
+        PortMappingError::NoProgram => "install nftables, or iptables",
+        PortMappingError::Listing(_) => "install another version of nftables",
+        PortMappingError::Lock(_) => "end the process that lslocks shows for the lock",
+        PortMappingError::Firewall(_) => {
+            "see why root cannot change the tables of nftables or iptables on this host, then start \
+             the task again"
+        }
     };
-    let refused = PluginError::new(ErrorCode::PortMapping, error.to_string());
-    match details {
-        Some(details) => refused.with_details(details),
-        None => refused,
-    }
+    PluginError::new(ErrorCode::PortMapping, error.to_string()).with_details(details)
 }

@@ -20,22 +20,22 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub enum FirewallError {
     /// The program does not exist.
     #[error(
-        "firewall: program '{0}' not found: install nftables, or iptables and ipset, or set \
-         firewall to none"
+        "firewall: {}: install nftables, or iptables and ipset, or set firewall to none",
+        self.cause()
     )]
     ProgramNotFound(&'static str),
     /// The kernel does not support our nftables rules, and iptables is missing.
     #[error(
-        "firewall: this kernel does not support our nftables rules ({message}), and iptables with \
-         ipset is not installed: install them, or a kernel of 5.2 or later with nftables, or set \
-         firewall to none"
+        "firewall: {}: install them, or a kernel of 5.2 or later with nftables, or set firewall to \
+         none",
+        self.cause()
     )]
     NoNftables {
         /// The error line of `nft`.
         message: String,
     },
     /// The program could not be run.
-    #[error("firewall: run '{command}': {reason}: see why this host cannot start programs")]
+    #[error("firewall: {}: see why this host cannot start programs", self.cause())]
     Start {
         /// The command.
         command: String,
@@ -44,9 +44,8 @@ pub enum FirewallError {
     },
     /// The program was killed at the deadline.
     #[error(
-        "firewall: '{command}' did not end within {timeout} and was killed: see which program \
-         locks the rules, or set firewall to none",
-        timeout = humantime::format_duration(TIMEOUT)
+        "firewall: {}: see which program locks the rules, or set firewall to none",
+        self.cause()
     )]
     TimedOut {
         /// The command.
@@ -54,15 +53,16 @@ pub enum FirewallError {
     },
     /// The program was killed because its output was too long.
     #[error(
-        "firewall: '{command}' wrote too much and was killed: this host has too many rules: remove \
-         rules that it does not need, or set firewall to none"
+        "firewall: {}: this host has too many rules: remove rules that it does not need, or set \
+         firewall to none",
+        self.cause()
     )]
     TooMuchOutput {
         /// The command.
         command: String,
     },
     /// The program failed.
-    #[error("firewall: '{command}' failed: {message}: {}", remedy(message))]
+    #[error("firewall: {}: {}", self.cause(), remedy(message))]
     Refused {
         /// The command.
         command: String,
@@ -86,6 +86,26 @@ fn remedy(message: &str) -> String {
 }
 
 impl FirewallError {
+    /// Describes what failed, without the remedies, which are those of the agent's own rules.
+    pub(super) fn cause(&self) -> String {
+        match self {
+            Self::ProgramNotFound(program) => format!("program '{program}' not found"),
+            Self::NoNftables { message } => format!(
+                "this kernel does not support our nftables rules ({message}), and iptables with \
+                 ipset is not installed"
+            ),
+            Self::Start { command, reason } => format!("run '{command}': {reason}"),
+            Self::TimedOut { command } => {
+                let timeout = humantime::format_duration(TIMEOUT);
+                format!("'{command}' did not end within {timeout} and was killed")
+            }
+            Self::TooMuchOutput { command } => {
+                format!("'{command}' wrote too much and was killed")
+            }
+            Self::Refused { command, message } => format!("'{command}' failed: {message}"),
+        }
+    }
+
     /// Returns whether a program failed because the kernel does not support its rules. Then the
     /// host has no such rules. After every other failure the rules of the host are unknown.
     pub(super) fn is_unsupported(&self) -> bool {

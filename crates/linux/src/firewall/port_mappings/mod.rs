@@ -47,11 +47,14 @@ pub enum PortMappingError {
     /// Neither nft nor iptables is installed.
     #[error("port mappings need nft or iptables")]
     NoProgram,
-    /// The output of a program is not as expected.
-    #[error("read the port mappings: {0}")]
+    /// The output of nft is not as expected.
+    #[error("port mappings: read the output of nft: {0}")]
     Listing(String),
+    /// Another process holds the lock, or it cannot be opened.
+    #[error("port mappings: lock {LOCK}: {0}")]
+    Lock(String),
     /// A program failed.
-    #[error("{0}")]
+    #[error("port mappings: {}", .0.cause())]
     Firewall(#[from] FirewallError),
 }
 
@@ -138,9 +141,12 @@ fn map(
     is_stale: &dyn Fn(IpAddr) -> bool,
 ) -> Result<(), PortMappingError> {
     if tools.has("nft") {
-        match nft::map(tools, request, is_stale) {
-            // The kernel has no nftables, or none with maps of addresses and ports.
-            Err(PortMappingError::Firewall(error)) if error.is_missing_feature() => {
+        match repeat_refused(|| nft::map(tools, request, is_stale)) {
+            // The kernel has no nftables, or none with maps of addresses and ports. With the table
+            // it has both, and the rules of iptables would not see the mappings of the table.
+            Err(PortMappingError::Firewall(error))
+                if error.is_missing_feature() && !nft::exists(tools)? =>
+            {
                 if !ipt::is_installed(tools) {
                     return Err(error.into());
                 }
@@ -155,6 +161,17 @@ fn map(
     ipt::map(tools, request, is_stale)
 }
 
+/// Runs a change once more if a program refuses it: another process may have changed the mappings
+/// since they were listed, and then the whole transaction fails.
+fn repeat_refused(
+    change: impl Fn() -> Result<(), PortMappingError>,
+) -> Result<(), PortMappingError> {
+    match change() {
+        Err(PortMappingError::Firewall(FirewallError::Refused { .. })) => change(),
+        result => result,
+    }
+}
+
 /// Removes all mappings to the addresses. Without a program there are none.
 ///
 /// # Errors
@@ -164,7 +181,7 @@ pub fn unmap_ports(addresses: &BTreeSet<IpAddr>) -> Result<(), PortMappingError>
 }
 
 fn unmap(tools: &dyn Tools, addresses: &BTreeSet<IpAddr>) -> Result<(), PortMappingError> {
-    nft::unmap(tools, addresses)?;
+    repeat_refused(|| nft::unmap(tools, addresses))?;
     if ipt::is_installed(tools) && ipt::has_mappings(tools, addresses)? {
         let _lock = lock()?;
         ipt::unmap(tools, addresses)?;
@@ -204,8 +221,7 @@ fn remove_all(tools: &dyn Tools) -> Result<(), FirewallError> {
 /// the wait is bounded.
 #[expect(clippy::disallowed_methods, reason = "the callers wait for programs as well")]
 fn lock() -> Result<File, PortMappingError> {
-    let failed =
-        |error: &dyn std::fmt::Display| PortMappingError::Listing(format!("lock {LOCK}: {error}"));
+    let failed = |error: &dyn std::fmt::Display| PortMappingError::Lock(error.to_string());
     let file = File::open(LOCK).map_err(|error| failed(&error))?;
     for _ in 0..LOCK_TRIES {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -214,7 +230,7 @@ fn lock() -> Result<File, PortMappingError> {
             Err(error) => return Err(failed(&error)),
         }
     }
-    Err(failed(&"another process holds the lock: see 'lslocks' for its number"))
+    Err(failed(&"another process holds it"))
 }
 
 #[cfg(test)]

@@ -21,8 +21,11 @@ fn mapping(host_port: u16) -> PortMapping {
 #[derive(Debug, Default)]
 struct Host {
     programs: &'static [&'static str],
-    /// The error of `nft -f -`.
+    /// The error of `nft -f -`, and how many calls fail with it.
     nft_error: Option<&'static str>,
+    failures: Mutex<Option<u32>>,
+    /// The output of `nft list tables`.
+    tables: &'static str,
     scripts: Mutex<Vec<(&'static str, String)>>,
 }
 
@@ -37,7 +40,14 @@ impl Tools for Host {
         arguments: &[&str],
         input: &str,
     ) -> Result<String, FirewallError> {
-        if let Some(error) = self.nft_error.filter(|_| program == "nft" && !input.is_empty()) {
+        if arguments == ["list", "tables"] {
+            return Ok(self.tables.to_owned());
+        }
+        if arguments.first() == Some(&"-j") {
+            return Ok("{}".to_owned());
+        }
+        let is_change = program == "nft" && !input.is_empty();
+        if let Some(error) = self.nft_error.filter(|_| is_change && self.has_failure()) {
             let command = format!("nft {}", arguments.join(" "));
             return Err(FirewallError::Refused { command, message: error.to_owned() });
         }
@@ -45,6 +55,16 @@ impl Tools for Host {
             self.scripts.lock().push((program, input.to_owned()));
         }
         Ok(String::new())
+    }
+}
+
+impl Host {
+    /// Returns whether the next change fails. Without a number every change does.
+    fn has_failure(&self) -> bool {
+        let mut failures = self.failures.lock();
+        let is_failing = failures.is_none_or(|left| left > 0);
+        *failures = failures.map(|left| left.saturating_sub(1));
+        is_failing
     }
 }
 
@@ -90,6 +110,28 @@ fn nft_is_used_before_iptables() {
     let nft_error = Some("Could not process rule: File exists");
     let host = Host { programs: BOTH, nft_error, ..Host::default() };
     assert!(programs_used(&host).is_err(), "another container has the port");
+}
+
+/// An element that another process removed after it was listed.
+#[test]
+fn refused_transaction_is_repeated_and_stays_with_nft() {
+    let nft_error = Some("Could not process rule: No such file or directory");
+    let tables = "table inet mesos_overlay_ports";
+    let host = |failures| Host {
+        programs: BOTH,
+        nft_error,
+        failures: Mutex::new(failures),
+        tables,
+        ..Host::default()
+    };
+    assert_eq!(programs_used(&host(Some(1))), Ok(vec!["nft"]));
+    let lasting = host(None);
+    let error = programs_used(&lasting).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "port mappings: 'nft -f -' failed: Could not process rule: No such file or directory"
+    );
+    assert_eq!(*lasting.scripts.lock(), []);
 }
 
 #[test]
