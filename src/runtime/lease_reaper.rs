@@ -74,7 +74,11 @@ impl LeaseReaper {
         let removed = firewall::unmap_ports(&addresses);
         if let Err(error) = &removed {
             let overlay = &space.overlay;
-            self.log_error(&format!("overlay {overlay}: remove stale port mappings: {error}"));
+            self.log_error(&format!(
+                "overlay {overlay}: the leases of containers that are gone stay, since a port \
+                 would lead to the next container: {error}: see why root cannot change the tables \
+                 of nftables or iptables on this host"
+            ));
         }
         removed.is_ok()
     }

@@ -8,15 +8,15 @@ use overlay_cni::config::NetworkConfig;
 use overlay_cni::mesos::MesosArguments;
 use overlay_cni::names::{PortNames, bridge_mac, container_mac};
 use overlay_cni::request::Attachment;
-use overlay_cni::result::{AddResult, ResultAddress, ResultInterface};
-use overlay_cni::{ErrorCode, PluginError};
+use overlay_cni::result::{AddResult, ResultAddress, ResultInterface, missing_ipv4};
+use overlay_cni::{CniVersion, ErrorCode, PluginError};
 use overlay_linux::dataplane::{
     BridgeSettings, ContainerInterface, ContainerNamespace, HostSide, InterfaceSettings,
     PortSettings,
 };
-use overlay_types::addr::{Family, InterfaceAddress, Subnet};
+use overlay_types::addr::{Family, InterfaceAddress};
 
-use crate::existing::{container_interface, docker_result, missing_part};
+use crate::existing::{container_interface, docker_result, missing_part, missing_route, routes};
 use crate::{failure, leases, ports};
 
 /// Forwarding of IPv4.
@@ -37,6 +37,9 @@ pub(crate) fn run(
     if let Some(result) = docker_result(config, attachment, namespace, &interfaces) {
         return Ok(result);
     }
+    if config.version < CniVersion::V0_3_0 && config.gateway(Family::V4).is_none() {
+        return Err(missing_ipv4());
+    }
     let mesos = config.mesos()?;
     let names = PortNames::new(&config.name, attachment)?;
     let mut host = HostSide::open().map_err(|error| failure::io(&error))?;
@@ -51,7 +54,8 @@ pub(crate) fn run(
     }
     if interfaces.iter().any(|it| it.name == attachment.interface.as_str()) {
         let message = format!("the container has another interface {}", attachment.interface);
-        return Err(PluginError::new(ErrorCode::InterfaceExists, message));
+        return Err(PluginError::new(ErrorCode::InterfaceExists, message)
+            .with_details("give each network of the container an interface of its own"));
     }
     add.attach(&mesos)
 }
@@ -104,21 +108,12 @@ impl Add<'_> {
         if !has_all_leases || missing_part(self.bridge, &port, interface, &addresses).is_some() {
             return Ok(None);
         }
-        let Some(interface) = interface else { return Ok(None) };
-        let has_mac =
-            addresses.first().map(|first| container_mac(first.address())) == interface.mac;
-        if !has_mac || !self.has_routes(interface.index)? {
+        let mac = addresses.first().map(|first| container_mac(first.address()));
+        let has_mac = interface.is_some_and(|interface| interface.mac == mac);
+        if !has_mac || missing_route(self.config, &mut self.container)?.is_some() {
             return Ok(None);
         }
         self.result(&addresses).map(Some)
-    }
-
-    fn has_routes(&mut self, interface: u32) -> Result<bool, PluginError> {
-        let found = self.container.routes().map_err(|error| failure::io(&error))?;
-        let is_there = |(destination, gateway): &(Subnet, IpAddr)| {
-            found.contains(&(*destination, Some(*gateway), interface))
-        };
-        Ok(routes(self.config).iter().all(is_there))
     }
 
     fn map_ports(&self, mesos: &MesosArguments, result: &AddResult) -> Result<(), PluginError> {
@@ -144,36 +139,47 @@ impl Add<'_> {
             mtu: config.mtu,
             interface: &self.attachment.interface,
         };
+        // After a failure the port may be that of another ADD of the attachment, so it stays.
+        self.host.add_port(&port, &self.container).map_err(|error| failure::io(&error))?;
+        let index = self.port_index()?;
         let mut acquired = leases::Acquired::default();
-        let added = self.host.add_port(&port, &self.container);
-        let attached = match added {
-            Ok(()) => self.attach_port(&mesos.addresses, &mut acquired),
-            Err(error) => Err(failure::io(&error)),
-        };
-        let attached = attached.and_then(|result| {
+        let attached = self.attach_port(&mesos.addresses, &mut acquired).and_then(|result| {
             self.map_ports(mesos, &result)?;
             Ok(result)
         });
         if attached.is_err() {
-            // The error of the attachment tells more than that of its removal. A container that
-            // keeps its interface keeps its leases.
-            if self.remove_port().is_ok() {
-                let _ = leases::undo(self.config, self.attachment, &acquired);
-            }
+            // The error of the attachment tells more than that of its removal.
+            let _ = self.undo(index, &acquired);
         }
         attached
     }
 
+    fn port_index(&mut self) -> Result<Option<u32>, PluginError> {
+        let port = self.host.port(&self.names.device).map_err(|error| failure::io(&error))?;
+        Ok(port.map(|port| port.index))
+    }
+
+    /// Removes the port and ends the new leases. Another ADD of the attachment that has replaced the
+    /// port meanwhile keeps them, and so does a container whose interface cannot be removed.
+    fn undo(&mut self, index: Option<u32>, acquired: &leases::Acquired) -> Result<(), PluginError> {
+        let found = self.port_index()?;
+        if found.is_some() && found != index {
+            return Ok(());
+        }
+        self.remove_port()?;
+        leases::undo(self.config, self.attachment, acquired)
+    }
+
     fn attach_port(
         &mut self,
-        wanted: &[IpAddr],
+        requested: &[IpAddr],
         acquired: &mut leases::Acquired,
     ) -> Result<AddResult, PluginError> {
         let (config, name) = (self.config, &self.attachment.interface);
         let has_ipv6 = config.gateway(Family::V6).is_some();
         self.container.set_up(name, has_ipv6).map_err(|error| failure::io(&error))?;
         let evidence = || leases::read_evidence(config);
-        *acquired = leases::acquire(config, self.attachment, wanted, &evidence)?;
+        *acquired = leases::acquire(config, self.attachment, requested, &evidence)?;
         let addresses = acquired.addresses.clone();
         let Some(first) = addresses.first() else {
             return Err(PluginError::new(ErrorCode::NoFreeAddress, "no address was leased"));
@@ -213,13 +219,4 @@ impl Add<'_> {
             dns: self.config.dns.clone(),
         })
     }
-}
-
-/// Returns the routes of a container. A route of a family without a range is left out.
-pub(crate) fn routes(config: &NetworkConfig) -> Vec<(Subnet, IpAddr)> {
-    let gateway = |route: &overlay_cni::config::Route| {
-        let bridge = config.gateway(route.destination.family())?;
-        Some((route.destination, route.gateway.unwrap_or(bridge)))
-    };
-    config.routes.iter().filter_map(gateway).collect()
 }

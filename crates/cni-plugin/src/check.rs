@@ -9,8 +9,8 @@ use overlay_cni::{ErrorCode, PluginError};
 use overlay_linux::dataplane::{ContainerNamespace, HostSide};
 use overlay_types::addr::InterfaceAddress;
 
-use crate::existing::{docker_result, missing_part};
-use crate::{add, failure, leases};
+use crate::existing::{docker_result, missing_part, missing_route};
+use crate::{failure, leases};
 
 /// Verifies an attachment against the result of its ADD. Changes nothing.
 ///
@@ -59,14 +59,10 @@ pub(crate) fn run(
     if let Some(part) = missing_part(bridge, &port, interface, &expected) {
         return Err(missing(&part));
     }
-    let found = container.routes().map_err(|error| failure::io(&error))?;
-    // A container with another default route keeps that one.
-    let has = |destination| found.iter().any(|(found, ..)| *found == destination);
-    let routes = add::routes(config);
-    let route = routes.iter().find(|(destination, _)| !has(*destination));
-    route.map_or(Ok(()), |(destination, _)| {
-        Err(missing(&format!("the container has no route to {destination}")))
-    })
+    match missing_route(config, &mut container)? {
+        None => Ok(()),
+        Some(destination) => Err(missing(&format!("the container has no route to {destination}"))),
+    }
 }
 
 fn missing(reason: &str) -> PluginError {

@@ -2,13 +2,17 @@
 //! ADD of the same attachment.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 
-use overlay_cni::config::NetworkConfig;
+use overlay_cni::PluginError;
+use overlay_cni::config::{NetworkConfig, Route};
 use overlay_cni::request::Attachment;
 use overlay_cni::result::{AddResult, ResultAddress, ResultInterface};
-use overlay_linux::dataplane::{ContainerInterface, HostPort};
-use overlay_types::addr::{Family, InterfaceAddress, Mtu};
+use overlay_linux::dataplane::{ContainerInterface, ContainerNamespace, HostPort};
+use overlay_types::addr::{Family, InterfaceAddress, Mtu, Subnet};
+
+use crate::failure;
 
 /// Returns the result for a container that Docker has attached to the overlay. `None` if it has no
 /// address of the Docker half. The interface of the attachment itself does not count.
@@ -82,6 +86,27 @@ pub(crate) fn missing_part(
     let found: BTreeSet<&InterfaceAddress> = interface.addresses.iter().collect();
     let missing = addresses.iter().find(|address| !found.contains(address));
     missing.map(|address| format!("the interface does not have {address}"))
+}
+
+/// Returns the destination of a route that the container does not have. A container with another
+/// default route keeps that one.
+pub(crate) fn missing_route(
+    config: &NetworkConfig,
+    container: &mut ContainerNamespace,
+) -> Result<Option<Subnet>, PluginError> {
+    let found = container.routes().map_err(|error| failure::io(&error))?;
+    let destinations = routes(config).into_iter().map(|(destination, _)| destination);
+    let has = |destination: &Subnet| found.iter().any(|(found, ..)| found == destination);
+    Ok(destinations.into_iter().find(|destination| !has(destination)))
+}
+
+/// Returns the routes of a container. A route of a family without a range is left out.
+pub(crate) fn routes(config: &NetworkConfig) -> Vec<(Subnet, IpAddr)> {
+    let gateway = |route: &Route| {
+        let bridge = config.gateway(route.destination.family())?;
+        Some((route.destination, route.gateway.unwrap_or(bridge)))
+    };
+    config.routes.iter().filter_map(gateway).collect()
 }
 
 #[cfg(test)]

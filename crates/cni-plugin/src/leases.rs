@@ -33,12 +33,12 @@ pub(crate) struct Acquired {
 pub(crate) fn acquire(
     config: &NetworkConfig,
     attachment: &Attachment,
-    wanted: &[IpAddr],
+    requested: &[IpAddr],
     evidence: ReadEvidence<'_>,
 ) -> Result<Acquired, PluginError> {
     let locked = lock(config)?;
     let mut allocator =
-        Allocator { config, attachment, wanted, evidence, locked: &locked, new: Vec::new() };
+        Allocator { config, attachment, requested, evidence, locked: &locked, new: Vec::new() };
     match allocator.run() {
         Ok(addresses) => Ok(Acquired { addresses, new: allocator.new }),
         Err(error) => {
@@ -53,7 +53,7 @@ pub(crate) fn acquire(
 struct Allocator<'a> {
     config: &'a NetworkConfig,
     attachment: &'a Attachment,
-    wanted: &'a [IpAddr],
+    requested: &'a [IpAddr],
     evidence: ReadEvidence<'a>,
     locked: &'a LockedLeases,
     /// The addresses that were leased now.
@@ -64,10 +64,11 @@ impl Allocator<'_> {
     fn run(&mut self) -> Result<Vec<InterfaceAddress>, PluginError> {
         let ranges = &self.config.ranges;
         let has_range = |it: &&IpAddr| ranges.iter().any(|range| range.is_of_family(**it));
-        if let Some(address) = self.wanted.iter().find(|it| !has_range(it)) {
+        if let Some(address) = self.requested.iter().find(|it| !has_range(it)) {
             let message =
                 format!("address {address} cannot be given: the network has no such family");
-            return Err(PluginError::new(ErrorCode::AddressRefused, message));
+            return Err(PluginError::new(ErrorCode::AddressRefused, message)
+                .with_details("ask for an address of a family of the network, or for none"));
         }
         let files = read(self.locked)?;
         let own: Vec<IpAddr> = owned(&files, self.attachment).map(|it| it.address).collect();
@@ -75,12 +76,19 @@ impl Allocator<'_> {
         let mut addresses = Vec::new();
         for (index, range) in ranges.iter().enumerate() {
             let address = match own.iter().copied().find(|address| range.has(*address)) {
-                Some(address) => address,
+                Some(address) => self.keep(address)?,
                 None => self.add(index, range, &mut taken)?,
             };
             addresses.extend(InterfaceAddress::within(range.subnet(), address));
         }
         Ok(addresses)
+    }
+
+    /// Keeps a lease of an earlier ADD. No container may have the address yet, so an old lease
+    /// could be released before this one has it.
+    fn keep(&self, address: IpAddr) -> Result<IpAddr, PluginError> {
+        self.locked.refresh(address).map_err(|error| failure::io(&error))?;
+        Ok(address)
     }
 
     /// Leases a free address of a range.
@@ -90,9 +98,9 @@ impl Allocator<'_> {
         range: &Range,
         taken: &mut BTreeSet<IpAddr>,
     ) -> Result<IpAddr, PluginError> {
-        let wanted = self.wanted.iter().copied().find(|address| range.is_of_family(*address));
-        let address = match wanted {
-            Some(wanted) => range.request(wanted, taken)?,
+        let requested = self.requested.iter().copied().find(|address| range.is_of_family(*address));
+        let address = match requested {
+            Some(requested) => range.request(requested, taken)?,
             None => self.choose(index, range, taken)?,
         };
         let Attachment { container, interface } = self.attachment;
@@ -100,7 +108,7 @@ impl Allocator<'_> {
             .add(address, container.as_str(), interface.as_str())
             .map_err(|error| failure::io(&error))?;
         self.new.push(address);
-        if wanted.is_none() {
+        if requested.is_none() {
             self.locked.set_last_reserved(index, address);
         }
         Ok(address)
@@ -240,7 +248,9 @@ fn lock(config: &NetworkConfig) -> Result<LockedLeases, PluginError> {
 fn read(locked: &LockedLeases) -> Result<LeaseFiles, PluginError> {
     let files = locked.files().map_err(|error| failure::io(&error))?;
     if files.is_truncated {
-        return Err(failure::io(&"the lease directory has too many files"));
+        let path = locked.path().display();
+        let message = format!("lease directory {path}: it has more files than leases");
+        return Err(failure::io(&message).with_details("remove the files that are no leases"));
     }
     Ok(files)
 }
@@ -248,6 +258,7 @@ fn read(locked: &LockedLeases) -> Result<LeaseFiles, PluginError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::time::SystemTime;
 
     use serde_json::json;
 
@@ -270,7 +281,7 @@ mod tests {
             Self { root, config }
         }
 
-        fn acquire(&self, container: &str, wanted: &[&str]) -> Result<Vec<String>, ErrorCode> {
+        fn acquire(&self, container: &str, requested: &[&str]) -> Result<Vec<String>, ErrorCode> {
             // Every address is in use, so no lease is stale.
             let used = (0..8).map(|last| IpAddr::from([192, 168, 0, last]));
             let used =
@@ -278,7 +289,7 @@ mod tests {
             let addresses = Some(used.collect());
             self.acquire_with(
                 container,
-                wanted,
+                requested,
                 ContainerEvidence { ports: 1, addresses, ..Default::default() },
             )
         }
@@ -286,12 +297,12 @@ mod tests {
         fn acquire_with(
             &self,
             container: &str,
-            wanted: &[&str],
+            requested: &[&str],
             evidence: ContainerEvidence,
         ) -> Result<Vec<String>, ErrorCode> {
-            let wanted: Vec<IpAddr> = wanted.iter().map(|ip| ip.parse().unwrap()).collect();
+            let requested: Vec<IpAddr> = requested.iter().map(|ip| ip.parse().unwrap()).collect();
             let evidence = || Ok(evidence.clone());
-            let acquired = acquire(&self.config, &attachment(container), &wanted, &evidence);
+            let acquired = acquire(&self.config, &attachment(container), &requested, &evidence);
             let acquired = acquired.map_err(|error| error.code())?;
             Ok(acquired.addresses.iter().map(ToString::to_string).collect())
         }
@@ -299,6 +310,18 @@ mod tests {
         fn write(&self, address: &str, content: &str) {
             fs::create_dir_all(self.root.path().join("vxlan-1")).unwrap();
             fs::write(self.root.path().join("vxlan-1").join(address), content).unwrap();
+        }
+
+        fn modified(&self, address: &str) -> SystemTime {
+            let path = self.root.path().join("vxlan-1").join(address);
+            fs::metadata(path).unwrap().modified().unwrap()
+        }
+
+        /// Makes a lease an hour older.
+        fn make_older(&self, address: &str) {
+            let path = self.root.path().join("vxlan-1").join(address);
+            let file = fs::File::options().write(true).open(path).unwrap();
+            file.set_modified(self.modified(address) - Duration::from_hours(1)).unwrap();
         }
 
         fn leased(&self) -> Vec<String> {
@@ -354,6 +377,39 @@ mod tests {
         // The refused container had .4 for a moment.
         assert_eq!(third, ["192.168.0.5/29", "fd01:b::2/126"]);
         assert_eq!(directory.leased(), ["192.168.0.5", "fd01:b::2"]);
+    }
+
+    /// The own port of an ADD always exists, so only the time of a lease shows the reboot.
+    #[test]
+    fn full_range_is_searched_for_leases_before_boot() {
+        let directory = Directory::new();
+        for container in ["c1", "c2"] {
+            directory.acquire(container, &[]).unwrap();
+        }
+        let boot = directory.modified("192.168.0.2") - Duration::from_mins(30);
+        let evidence = ContainerEvidence {
+            ports: 1,
+            addresses: Some(BTreeSet::new()),
+            boot: Some(boot),
+            ..Default::default()
+        };
+        let acquire = || directory.acquire_with("c3", &[], evidence.clone());
+        assert_eq!(acquire(), Err(ErrorCode::NoFreeAddress), "the leases are young");
+        for address in directory.leased() {
+            directory.make_older(&address);
+        }
+        assert_eq!(acquire().unwrap()[1], "fd01:b::2/126");
+    }
+
+    /// Otherwise the agent may release it before the container has the address.
+    #[test]
+    fn kept_lease_is_young_again() {
+        let directory = Directory::new();
+        let addresses = directory.acquire("c1", &[]).unwrap();
+        let first = directory.modified("192.168.0.2");
+        directory.make_older("192.168.0.2");
+        assert_eq!(directory.acquire("c1", &[]), Ok(addresses));
+        assert!(directory.modified("192.168.0.2") >= first);
     }
 
     #[test]

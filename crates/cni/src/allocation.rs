@@ -86,27 +86,29 @@ impl Range {
     /// When the address is outside of the range, or leased.
     pub fn request(
         &self,
-        wanted: IpAddr,
+        address: IpAddr,
         leased: &BTreeSet<IpAddr>,
     ) -> Result<IpAddr, PluginError> {
         let refused = |reason: String| {
             PluginError::new(
                 ErrorCode::AddressRefused,
-                format!("address {wanted} cannot be given: {reason}"),
+                format!("address {address} cannot be given: {reason}"),
             )
         };
-        if !self.subnet.contains(wanted) {
+        if !self.subnet.contains(address) {
             let details = "ask for an address of the agent that runs the task, or for none";
             let reason = format!("this agent has {}", self.subnet);
             return Err(refused(reason).with_details(details));
         }
-        if !self.has(wanted) {
-            return Err(refused("the network or its bridge needs it".to_owned()));
+        if !self.has(address) {
+            let reason = "it is that of the network, its bridge or its broadcasts".to_owned();
+            return Err(refused(reason).with_details("ask for another address, or for none"));
         }
-        if leased.contains(&wanted) {
-            return Err(refused("it is leased".to_owned()));
+        if leased.contains(&address) {
+            let reason = "another container of this agent has it".to_owned();
+            return Err(refused(reason).with_details("ask for another address, or for none"));
         }
-        Ok(wanted)
+        Ok(address)
     }
 }
 
@@ -165,10 +167,12 @@ mod tests {
             assert_eq!(error.code(), ErrorCode::AddressRefused);
             error.to_string()
         };
-        let text = "address 192.168.0.3 cannot be given: it is leased";
+        let text = "address 192.168.0.3 cannot be given: another container of this agent has it: \
+                    ask for another address, or for none";
         assert_eq!(refused("192.168.0.3"), text);
         for own in ["192.168.0.0", "192.168.0.1", "192.168.0.7"] {
-            assert!(refused(own).ends_with("the network or its bridge needs it"), "{own}");
+            let reason = "it is that of the network, its bridge or its broadcasts: ask for";
+            assert!(refused(own).contains(reason), "{own}");
         }
         assert_eq!(
             refused("192.168.1.4"),

@@ -85,9 +85,7 @@ impl AddResult {
         if json.contains_key("ip4") {
             return Ok(json);
         }
-        let message = "the container has no IPv4 address, which CNI 0.1 and 0.2 need";
-        Err(PluginError::new(ErrorCode::NoAddressForVersion, message)
-            .with_details("set cniVersion to 1.0.0 if the containerizer reads its results"))
+        Err(missing_ipv4())
     }
 
     /// Returns the form of the versions from 0.3 on: lists of interfaces and addresses.
@@ -114,6 +112,14 @@ impl AddResult {
         json.insert("routes".to_owned(), self.routes.iter().map(route).collect());
         json
     }
+}
+
+/// Returns the error for a container without an IPv4 address, in a version of CNI before 0.3.
+#[must_use]
+pub fn missing_ipv4() -> PluginError {
+    let message = "the container has no IPv4 address, which CNI 0.1 and 0.2 need";
+    PluginError::new(ErrorCode::NoAddressForVersion, message)
+        .with_details("set cniVersion to 1.0.0 if the containerizer reads its results")
 }
 
 impl ResultInterface {

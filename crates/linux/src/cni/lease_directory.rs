@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, flock, linkat, openat, unlinkat,
+    AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock,
+    linkat, openat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -119,6 +120,10 @@ impl LeaseDirectory {
             }
         }
         Ok(locks)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn lock_failed(&self, error: Errno) -> CniError {
@@ -258,6 +263,15 @@ impl LeaseDirectory {
         }
         let modified = metadata.modified().ok();
         Ok((content, FileIdentity { inode: metadata.ino(), modified }))
+    }
+
+    /// Sets the time of a lease to now, so that it is no old lease of a container that is gone.
+    pub(super) fn refresh(&self, address: IpAddr) -> Result<(), CniError> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        let name = address.to_string();
+        utimensat(&self.descriptor, &name, &times, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| CniError::io("write", &self.path.join(name), &error.into()))
     }
 
     /// Removes a lease. A file that the plugin wrote after the lease was read stays: its identity

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use std::{fs, io};
 
@@ -119,6 +119,12 @@ impl Leases {
 }
 
 impl LockedLeases {
+    /// Returns the path of the directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Lists the leases of containers, in the order of their addresses.
     ///
     /// # Errors
@@ -153,6 +159,14 @@ impl LockedLeases {
     /// Notes the address that was leased last of a range, for the next allocation.
     pub fn set_last_reserved(&self, range: usize, address: IpAddr) {
         self.directory.set_last_reserved(range, address);
+    }
+
+    /// Makes a lease young again, whose container gets the address now.
+    ///
+    /// # Errors
+    /// When the file system refuses, or there is no such lease.
+    pub fn refresh(&self, address: IpAddr) -> Result<(), CniError> {
+        self.directory.refresh(address)
     }
 
     /// Removes a lease, unless another one has replaced it.

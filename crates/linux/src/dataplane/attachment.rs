@@ -16,6 +16,7 @@ use overlay_types::addr::{DeviceName, InterfaceAddress, Mac, Mtu, Subnet};
 use rustix::io::Errno;
 
 use super::apply::{if_header, write_address};
+use super::error::describe;
 use super::link_builder::LinkBuilderError;
 use super::message::{Batch, address, attributes, family_of, u32_at};
 use super::observe::{BRIDGE_KIND, HostLink, addresses, link_named, links};
@@ -303,7 +304,7 @@ pub enum NamespaceError {
     #[error("{} is no network namespace", .0.display())]
     NotANamespace(PathBuf),
     /// The system refused.
-    #[error("enter network namespace {}: {}", .0.display(), .1)]
+    #[error("enter network namespace {}: {}", .0.display(), describe(.1))]
     Io(PathBuf, #[source] io::Error),
 }
 
