@@ -78,8 +78,10 @@ fn removal_without_running_systemd_disables_the_units() {
 #[ignore = "needs root, a mirror of Debian, and Debian packages"]
 fn deb_and_rpm_have_the_same_files() {
     let system = System::new();
-    // The place of completions of zsh differs, and only Debian has a copyright file.
-    let edit = "sed 's,/zsh/[a-z-]*/,/zsh/,' | grep -v -e /copyright -e '/$' | sort";
+    // The places of completions of zsh and of CNI plugins differ, and only Debian has a copyright
+    // file.
+    let edit = "sed 's,/zsh/[a-z-]*/,/zsh/,; s,/usr/libexec/cni/,/usr/lib/cni/,' | \
+                grep -v -e /copyright -e '/$' | sort";
     let deb = system.run(&format!(
         "dpkg-deb --fsys-tarfile /1.deb | tar --list --verbose | awk '{{ print $1, $6 }}' | \
          sed 's, \\./, /,' | {edit}"
