@@ -22,6 +22,7 @@ use overlay_types::address_usage::{
 use overlay_types::container_network::NetworkKind;
 use overlay_types::escape::bounded_line;
 use overlay_types::tunnel::{Desired, OverlaySubnets};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::inbox::Inbox;
@@ -45,16 +46,21 @@ pub(super) struct AddressCounter {
     inbox: Inbox<Agent>,
     /// The running counts, which end when this is dropped.
     tasks: JoinSet<()>,
+    /// The only thread that counts.
+    thread: Arc<Semaphore>,
 }
 
 impl AddressCounter {
     pub(super) fn new(leases: Leases, docker: Option<Docker>, inbox: Inbox<Agent>) -> Self {
-        Self { leases, docker: docker.map(Arc::new), inbox, tasks: JoinSet::new() }
+        let (docker, thread) = (docker.map(Arc::new), Arc::new(Semaphore::new(1)));
+        Self { leases, docker, inbox, tasks: JoinSet::new(), thread }
     }
 
-    /// Starts a count. The result is an event.
+    /// Starts a count. The result is an event. While a former count hangs, as on a file system that
+    /// does not answer, no other one starts: each would keep a thread.
     pub(super) fn count(&mut self, attempt: u64, desired: Arc<Desired>, with_names: bool) {
         while self.tasks.try_join_next().is_some() {}
+        let Ok(thread) = Arc::clone(&self.thread).try_acquire_owned() else { return };
         let (leases, inbox) = (self.leases.clone(), self.inbox.clone());
         let docker = self.docker.clone().filter(|_| with_names);
         self.tasks.spawn(async move {
@@ -70,7 +76,11 @@ impl AddressCounter {
                     Err(_) => Vec::new(),
                 }
             };
-            let counted = tokio::task::spawn_blocking(move || count_halves(&leases, &desired));
+            let counted = tokio::task::spawn_blocking(move || {
+                let halves = count_halves(&leases, &desired);
+                drop(thread);
+                halves
+            });
             let (counted, networks) = tokio::join!(counted, names);
             // Without a result, which only a defect causes, the agent forgets the last count later.
             let Ok(mut halves) = counted else { return };
@@ -216,6 +226,8 @@ mod tests {
     use overlay_linux::docker::Endpoint;
     use overlay_types::tunnel::OverlayBridge;
 
+    use super::super::inbox::Input;
+    use super::super::metrics::Metrics;
     use super::*;
 
     fn space() -> OverlaySubnets {
@@ -239,6 +251,26 @@ mod tests {
     fn endpoint(address: &str, port: &str, bridge: &str) -> ContainerEndpoint {
         let (port, bridge) = (port.to_owned(), Some(bridge.to_owned()));
         ContainerEndpoint { address: address.parse().unwrap(), port, bridge }
+    }
+
+    #[tokio::test]
+    async fn hanging_count_keeps_one_thread() {
+        let (inbox, mut events) = Inbox::new(Metrics::new());
+        let root = tempfile::tempdir().unwrap();
+        let mut counter = AddressCounter::new(Leases::new(Some(root.path())), None, inbox);
+        let hanging = Arc::clone(&counter.thread).try_acquire_owned().unwrap();
+        counter.count(1, Arc::default(), false);
+        assert!(counter.tasks.is_empty());
+        drop(hanging);
+        for attempt in 2..5 {
+            counter.count(attempt, Arc::default(), false);
+            let Some(Input::Event(Event::AddressesCounted { attempt: counted, .. })) =
+                events.recv().await
+            else {
+                panic!("the count is an event");
+            };
+            assert_eq!(counted, attempt);
+        }
     }
 
     #[test]

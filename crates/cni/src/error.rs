@@ -27,7 +27,7 @@ pub enum ErrorCode {
     NotAvailable,
     /// No address is free.
     NoFreeAddress,
-    /// The address that was asked for cannot be given.
+    /// The requested address cannot be given.
     AddressRefused,
     /// A port mapping cannot be made.
     PortMapping,
